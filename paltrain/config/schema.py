@@ -1,0 +1,235 @@
+"""What can be configured, what each key means, and its default.
+
+Only builders read these objects (run, build, loader, engine, stages, cluster, tools); everything else takes
+plain arguments. `omegaconf.MISSING` marks what a user must say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Route(Enum):
+    """How audio enters the LLM: as input tokens (`plits`), or as keys and values only (`lal`)."""
+
+    plits = "plits"
+    lal = "lal"
+
+
+class Dtype(Enum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class ConnectorType(Enum):
+    """`mlp`: stacked frames through two linear layers. `resampler`: learned latents by cross-attention."""
+
+    mlp = "mlp"
+    resampler = "resampler"
+
+
+class LayerProjection(Enum):
+    """P_l of LAL: one connector for all layers, or a linear map or an MLP (SAISA) per layer on top."""
+
+    shared = "shared"
+    linear = "linear"
+    mlp = "mlp"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    cosine = "cosine"
+    linear = "linear"
+
+
+@dataclass
+class RunIdentity:
+    """`name` fixes the folder `root/name`; the same command again resumes there."""
+
+    name: str = MISSING
+    root: str = "runs"
+    seed: int = 0
+    fresh: bool = False  # start anew: the old folder is moved aside, not deleted
+
+
+@dataclass
+class ConnectorConfig:
+    type: ConnectorType = ConnectorType.mlp
+    frame_stack: int = 1  # neighbouring frames joined into one audio token
+    hidden_width: int | None = None  # default: the LLM's width
+    n_latents: int = 64  # resampler: audio tokens a clip
+    n_heads: int = 8  # resampler
+    n_layers: int = 2  # resampler
+
+
+@dataclass
+class StreamConfig:
+    """One encoder's way into the LLM."""
+
+    features: str = MISSING  # folder of the feature store
+    route: Route = Route.lal
+    connector: ConnectorConfig = field(default_factory=ConnectorConfig)
+    layers: Any = "all"  # "all", {start: k} (layer k and later), or a list of layer numbers
+    layer_projection: LayerProjection = LayerProjection.shared
+
+
+@dataclass
+class ModelConfig:
+    """The LLM and its audio streams. Without streams a run trains the LLM on text alone."""
+
+    llm: str | None = None  # folder or hub name; a fresh LLM: `architecture`; a trained one: stage.init_from
+    architecture: dict[str, Any] | None = None  # keys of a transformers config, e.g. {model_type: llama, ...}
+    tokenizer: str | None = None  # folder or hub name; default: the LLM's
+    dtype: Dtype = Dtype.float32
+    gradient_checkpointing: bool = False
+    attention_backend: str = "auto"  # auto, flash_attn, torch, sdpa
+    streams: dict[str, StreamConfig] = field(default_factory=dict)  # order = order within a clip
+
+
+@dataclass
+class TemplateConfig:
+    """How a question becomes text. The audio placeholder is split out before tokenisation."""
+
+    system: str | None = None
+    chat_template: str | None = None  # a jinja file; default: the tokenizer's
+    date_string: str = "26 Jul 2024"  # for templates that would insert today's date
+    loss_on_prompt: bool = False
+
+
+@dataclass
+class DataConfig:
+    manifests: list[str] = MISSING
+    split: str = "train"
+    tasks: list[str] | None = None  # only questions of these tasks
+    questions_per_visit: int = 1  # questions about one clip that ride together and share its audio
+    batch_questions: int = 256  # questions in an optimizer step
+    text_token_budget: int = 4096  # a micro-batch holds at most so many text tokens ...
+    audio_token_budget: int = 32768  # ... and so many audio tokens
+    max_text_tokens: int | None = None  # a question's prompt and answer together
+    truncate_text: bool = False  # cut the answer's end instead of setting the question aside
+    max_audio_tokens: int | None = None  # a clip's tokens of one stream
+    truncate_audio: bool = False  # cut the clip's end instead of setting it aside
+    window_shards: int = 16  # shards shuffled together, for locality
+    prefetch_steps: int = 4
+    max_bad_samples: int = 100
+    verify_checksums: bool = True
+
+
+@dataclass
+class StageConfig:
+    """What trains and from what it starts."""
+
+    init_from: str | None = None  # name of a finished run (its exported model) or a folder
+    trainable: list[str] = field(default_factory=lambda: ["all"])
+    # all, connectors, attention, ffn, norms, embeddings, head, or a name pattern such as "llm.*.q_proj.*"
+    steps: int | None = None  # exactly one of steps and epochs
+    epochs: float | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = 1e-4
+    lr_by_pattern: dict[str, float] = field(default_factory=dict)  # trainable group or pattern -> lr
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0  # 0: off
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 0
+    min_lr_ratio: float = 0.0  # of the peak, at the end of the schedule
+
+
+@dataclass
+class EngineConfig:
+    name: str = "deepspeed"
+    zero_stage: int = 3
+    param_persistence_threshold: int = 0  # parameters of fewer elements are not partitioned (ZeRO-3)
+    deterministic: bool = False
+    timeout_s: float = 1800.0  # a collective that waits longer means that a rank is lost
+    max_nonfinite_steps: int = 10  # skipped and counted; beyond that the run stops
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 500
+    keep: int = 2
+
+
+@dataclass
+class LoggingConfig:
+    every_steps: int = 10  # console lines; metrics.jsonl has every step
+    wandb: bool = False
+    wandb_project: str = "paltrain"
+    wandb_mode: str = "offline"
+    peak_tflops: float | None = None  # of one device, for MFU; default: the device's known peak
+
+
+@dataclass
+class LaunchConfig:
+    nodes: int = 1
+    processes_per_node: int | None = None  # default: the number of accelerators, or 1
+    threads_per_process: int | None = None  # default: cores / processes
+
+
+@dataclass
+class TrainConfig:
+    """One training run (one stage): `tools/launch.py CONFIG`."""
+
+    extends: Any = None  # a path or a list of paths, relative to the file, merged in order before it
+    run: RunIdentity = field(default_factory=RunIdentity)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+
+
+@dataclass
+class EncoderConfig:
+    """An audio encoder: its type (`paltrain.encoders.ENCODERS`), weights and options."""
+
+    type: str = "logmel"
+    path: str | None = None  # folder or hub name of the weights, where it has any
+    revision: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the encoder's class
+
+
+@dataclass
+class FeaturesConfig:
+    """One encoder's features of every clip in some manifests: `tools/precompute_features.py CONFIG`."""
+
+    extends: Any = None
+    manifests: list[str] = MISSING
+    store: str = MISSING
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    clips_per_shard: int = 512
+    batch_clips: int = 16
+    workers: int = 2  # processes that decode
+    device: str = "auto"
+    slice: str | None = None  # "3/64": the shards of slice 3 of 64 (0-based)
+
+
+@dataclass
+class EvalConfig:
+    """Questions to answer and how: `tools/evaluate.py CONFIG`."""
+
+    extends: Any = None
+    runs: list[str] = MISSING  # run folders or exported models
+    manifests: list[str] = MISSING
+    split: str = "test"
+    tasks: list[str] | None = None
+    features: dict[str, str] = field(default_factory=dict)  # stream -> store, where it differs from training
+    max_questions: int | None = None
+    batch_questions: int = 64
+    max_new_tokens: int = 32
+    shuffle_audio: bool = False  # the deaf control: every clip is heard in place of another
+    seed: int = 0
+    out: str | None = None  # default: RUN/eval

@@ -1,0 +1,52 @@
+"""The errors a user can cause. Each message says the rule, the actual value and the remedy.
+
+A tool that meets one of these prints its message as one clear line and exits with `EXIT_USER_ERROR`;
+everything else is a bug and keeps its traceback.
+"""
+
+EXIT_USER_ERROR = 2
+
+
+class PaltrainError(Exception):
+    """Base of everything a user can cause and mend."""
+
+
+class ConfigError(PaltrainError):
+    """A configuration is refused: unknown keys, wrong types, values that cannot go together."""
+
+
+class AudioError(PaltrainError):
+    """A recording cannot be read as declared: missing, empty, cut off, or not a number."""
+
+
+class ManifestError(PaltrainError):
+    """A manifest, a table of questions or their length table is malformed or missing."""
+
+
+class StoreError(PaltrainError):
+    """A feature store is missing, torn, or was made with another encoder."""
+
+
+class ModelError(PaltrainError):
+    """A model, tokenizer or attention backend cannot serve what was asked of it."""
+
+
+class CheckpointError(PaltrainError):
+    """A checkpoint is missing, torn, or belongs to another run."""
+
+
+class TrainingError(PaltrainError):
+    """Training cannot go on: non-finite loss, too many bad samples, no progress."""
+
+
+def unknown_name(kind: str, name: str, valid: list[str]) -> str:
+    """The sentence for a name that does not exist: names the nearest valid one and lists them all.
+
+    >>> unknown_name("route", "lall", ["plits", "lal"])
+    "unknown route 'lall' (did you mean 'lal'?); valid: plits, lal"
+    """
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, valid, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return f"unknown {kind} '{name}'{hint}; valid: {', '.join(valid)}"
