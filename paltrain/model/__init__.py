@@ -1,0 +1,1 @@
+"""The audio-LLM: attention, layout, LAL inside unmodified `transformers` decoders, PLITS beside it."""

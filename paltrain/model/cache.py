@@ -1,0 +1,106 @@
+"""The cache of generation: each conversation is a row, and every layer knows how many keys each row has.
+
+Layers without audio hold fewer keys than those with it, which one mask for all layers could not say. The rows are
+the ordinary ones of `transformers` (B, K, longest, H), filled from the left, so beams reorder as usual.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class ConversationLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's keys and values: (B, K, longest, H), of which row b holds `lengths[b]`."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def fill(self, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+        """Take packed keys and values (sum of lengths, K, H) of B conversations, lengths (B,)."""
+        runs = lengths.tolist()
+        self.keys, self.values = (
+            torch.nn.utils.rnn.pad_sequence(list(x.split(runs)), batch_first=True).transpose(1, 2)
+            for x in (k, v)
+        )
+        self.lengths = lengths.to(torch.int64)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append one token a row: (B, K, 1, H)."""
+        if int(self.lengths.max()) == self.keys.shape[2]:
+            self.keys, self.values = (_grown(x) for x in (self.keys, self.values))
+        rows = torch.arange(len(self.lengths), device=self.keys.device)
+        self.keys[rows, :, self.lengths] = key_states[:, :, 0]
+        self.values[rows, :, self.lengths] = value_states[:, :, 0]
+        self.lengths = self.lengths + 1
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return int(self.lengths.max()) if len(self.lengths) else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        return -1
+
+    def select(self, rows: Tensor) -> None:
+        """Keep `rows` (a repeated one becomes two conversations)."""
+        rows = rows.to(self.keys.device)
+        self.keys, self.values = self.keys[rows], self.values[rows]
+        self.lengths = self.lengths[rows]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.select(torch.arange(len(self.lengths)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.select(indices)
+
+
+class ConversationCache(Cache):  # type: ignore[misc]
+    """All layers' rows. next_positions: (B,) the position of each conversation's next token."""
+
+    def __init__(self, n_layers: int, next_positions: Tensor) -> None:
+        super().__init__(layers=[ConversationLayer() for _ in range(n_layers)])
+        self.next_positions = next_positions
+
+    def fill(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+        self.layers[layer].fill(k, v, lengths)
+
+    def advance(self) -> None:
+        """A token was appended to every row."""
+        self.next_positions = self.next_positions + 1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.next_positions = self.next_positions[beam_idx.to(self.next_positions.device)]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.next_positions = self.next_positions.repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.next_positions = self.next_positions[indices]
+
+
+def _grown(x_BKLH: Tensor, room: int = 16) -> Tensor:
+    return torch.nn.functional.pad(x_BKLH, (0, 0, 0, room))

@@ -1,0 +1,149 @@
+"""Connectors: an encoder's frames become audio tokens of the LLM's width.
+
+`mlp` joins `frame_stack` neighbouring frames into one token (two linear layers, LLaVA's form); `resampler` lets
+learned latents look at the clip's frames (Perceiver / Q-Former's form), so that every clip has `n_latents` tokens.
+Clips are packed end to end and never padded into the LLM.
+
+Notation: F frames and A audio tokens of all clips of a stream, C clips, W encoder width, D the LLM's width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from paltrain.batch import IntArray, PackedFeatures
+
+CONNECTORS = ("mlp", "resampler")
+
+
+def n_audio_tokens(n_frames: IntArray, connector: Mapping[str, Any]) -> IntArray:
+    """How many audio tokens clips of `n_frames` frames take; none for a clip without frames.
+
+    connector: the fields of `ConnectorConfig` (type, frame_stack, n_latents).
+    """
+    n_frames = np.asarray(n_frames, np.int64)
+    if connector["type"] == "resampler":
+        return np.where(n_frames > 0, connector["n_latents"], 0).astype(np.int64)
+    return -(-n_frames // int(connector["frame_stack"]))
+
+
+def build_connector(connector: Mapping[str, Any], *, width: int, model_width: int) -> nn.Module:
+    """connector: the fields of `ConnectorConfig`. width: W; model_width: D."""
+    hidden = connector.get("hidden_width") or model_width
+    if connector["type"] == "resampler":
+        return Resampler(
+            width,
+            model_width,
+            n_latents=connector["n_latents"],
+            n_heads=connector["n_heads"],
+            n_layers=connector["n_layers"],
+        )
+    return MlpConnector(width, model_width, hidden=hidden, frame_stack=connector["frame_stack"])
+
+
+class MlpConnector(nn.Module):
+    """(F, W) -> (A, D): stacked frames through two linear layers; a clip's last stack is filled with zeros."""
+
+    def __init__(self, width: int, model_width: int, *, hidden: int, frame_stack: int) -> None:
+        super().__init__()
+        self.frame_stack = frame_stack
+        self.up = nn.Linear(width * frame_stack, hidden)
+        self.down = nn.Linear(hidden, model_width)
+
+    def forward(self, features: PackedFeatures) -> Tensor:
+        frames = features.values.to(self.up.weight.dtype)
+        if self.frame_stack > 1:
+            frames = self._stack(frames, features.n_frames)
+        hidden: Tensor = self.up(frames)
+        out: Tensor = self.down(nn.functional.gelu(hidden))
+        return out
+
+    def _stack(self, frames_FW: Tensor, n_frames: IntArray) -> Tensor:
+        """(A, frame_stack * W); places behind a clip's end take an appended zero frame."""
+        n_tokens = -(-n_frames // self.frame_stack)
+        first = np.repeat(np.cumsum(n_frames) - n_frames, n_tokens)
+        last = np.repeat(np.cumsum(n_frames), n_tokens)
+        within = np.arange(n_tokens.sum()) - np.repeat(np.cumsum(n_tokens) - n_tokens, n_tokens)
+        index = first[:, None] + within[:, None] * self.frame_stack + np.arange(self.frame_stack)
+        index = np.where(index < last[:, None], index, len(frames_FW))
+        padded = torch.cat([frames_FW, frames_FW.new_zeros(1, frames_FW.shape[1])])
+        return padded[torch.from_numpy(index).to(padded.device)].flatten(1)
+
+
+class Resampler(nn.Module):
+    """(F, W) -> (C' * n_latents, D), C' the clips that have frames: latents look at their clip's frames."""
+
+    def __init__(
+        self, width: int, model_width: int, *, n_latents: int, n_heads: int, n_layers: int
+    ) -> None:
+        super().__init__()
+        self.project = nn.Linear(width, model_width)
+        self.latents = nn.Parameter(torch.randn(n_latents, model_width) * model_width**-0.5)
+        self.layers = nn.ModuleList(ResamplerLayer(model_width, n_heads) for _ in range(n_layers))
+
+    def forward(self, features: PackedFeatures) -> Tensor:
+        frames, is_padding = self._pad(features)
+        latents = self.latents.expand(len(frames), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, frames, is_padding)
+        return latents.flatten(0, 1)
+
+    def _pad(self, features: PackedFeatures) -> tuple[Tensor, Tensor]:
+        """(C', longest, D) frames with their sinusoidal positions, and (C', longest) True at padding."""
+        lengths = features.n_frames[features.n_frames > 0]
+        projected: Tensor = self.project(features.values.to(self.project.weight.dtype))
+        clips = projected.split(lengths.tolist())
+        frames = nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+        positions = torch.arange(frames.shape[1], device=frames.device)
+        is_padding = positions >= torch.from_numpy(lengths).to(frames.device)[:, None]
+        return frames + sinusoids(frames.shape[1], frames.shape[2], frames), is_padding
+
+
+class ResamplerLayer(nn.Module):
+    """Latents (C, L, D) attend to frames (C, longest, D), then pass an FFN; pre-norm, residual."""
+
+    def __init__(self, model_width: int, n_heads: int) -> None:
+        super().__init__()
+        self.norm_latents = nn.LayerNorm(model_width)
+        self.norm_frames = nn.LayerNorm(model_width)
+        self.attention = nn.MultiheadAttention(model_width, n_heads, batch_first=True)
+        self.norm_ffn = nn.LayerNorm(model_width)
+        self.up = nn.Linear(model_width, 4 * model_width)
+        self.down = nn.Linear(4 * model_width, model_width)
+
+    def forward(self, latents: Tensor, frames: Tensor, is_padding: Tensor) -> Tensor:
+        keys = self.norm_frames(frames)
+        heard, _ = self.attention(
+            self.norm_latents(latents), keys, keys, key_padding_mask=is_padding, need_weights=False
+        )
+        latents = latents + heard
+        hidden = nn.functional.gelu(self.up(self.norm_ffn(latents)))
+        out: Tensor = latents + self.down(hidden)
+        return out
+
+
+class LayerProjection(nn.Module):
+    """P_l of LAL: the audio states (A, D) of one layer, from the connector's output."""
+
+    def __init__(self, model_width: int, kind: str) -> None:
+        super().__init__()
+        hidden = model_width
+        self.up = nn.Linear(model_width, hidden)
+        self.down = nn.Linear(hidden, model_width) if kind == "mlp" else None
+
+    def forward(self, audio_AD: Tensor) -> Tensor:
+        out: Tensor = self.up(audio_AD)
+        return out if self.down is None else self.down(nn.functional.gelu(out))
+
+
+def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
+    """(length, width) sine and cosine positions (Attention Is All You Need, 3.5), dtype and device of `like`."""
+    rates = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, device=like.device) / width)
+    angles = torch.arange(length, device=like.device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)

@@ -1,0 +1,48 @@
+"""What generation needs around `transformers`' own loop: prompts without their last tokens, answers cut at the end.
+
+The loop only ever decodes. The prompts but for each conversation's last text token are run once, packed, with their
+shared beginnings shared; then every step, the first included, feeds one token a conversation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paltrain.batch import Batch
+from paltrain.errors import ModelError
+
+
+def without_last_tokens(batch: Batch) -> tuple[Batch, Tensor]:
+    """The batch without the last text token of each leaf, and those tokens (B,), in the order of leaves."""
+    leaves = batch.leaves
+    if batch.is_clip[leaves].any() or not batch.n_tokens[leaves].all():
+        raise ModelError(
+            "a prompt ends in a clip: at least one text token must follow it, for only text has queries"
+        )
+    last = torch.from_numpy(np.cumsum(batch.n_tokens)[leaves] - 1)
+    keep = torch.ones(len(batch.token_ids), dtype=torch.bool)
+    keep[last] = False
+    n_tokens = batch.n_tokens.copy()
+    n_tokens[leaves] -= 1
+    none = batch.target_rows[:0]
+    prompts = replace(
+        batch,
+        token_ids=batch.token_ids[keep.to(batch.token_ids.device)],
+        n_tokens=n_tokens,
+        target_rows=none,
+        target_ids=none,
+        target_weights=batch.target_weights[:0],
+    )
+    return prompts, batch.token_ids[last.to(batch.token_ids.device)]
+
+
+def finished_answers(tokens: Tensor, eos_token_id: int) -> list[list[int]]:
+    """tokens: (B, longest). Each row up to its first end token."""
+    answers = []
+    for row in tokens.tolist():
+        answers.append(row[: row.index(eos_token_id)] if eos_token_id in row else row)
+    return answers

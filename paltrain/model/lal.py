@@ -1,0 +1,271 @@
+"""LAL: audio as keys and values of the text's attention, inside an unmodified `transformers` decoder.
+
+One function is registered with `AttentionInterface` and chosen for the LLM. The decoder runs the packed rows as
+one sequence; its layers call this function, which adds the layer's audio keys and values and hands all to
+`varlen_attention`. Per layer l and LAL stream (DESIGN: LAL, exactly; PAL paper, LAL section):
+
+    A_l  = P_l(z)                                 z: the connector's output
+    k, v = W_K, W_V of layer l applied to input_layernorm_l(A_l), k_norm where the family has one
+    k    = RoPE(k) at the audio's own positions
+
+No audio row is ever a query, so o_proj and the FFN never see one. What the decoder needs to know travels as one
+keyword argument, `pal`, through `transformers`' own keyword arguments: a `PackedContext` (training, prefill) or a
+`DecodeContext` (generation behind a prefill).
+
+Notation: R rows, A audio tokens, S = all keys gathered for the segments, N heads, K kv heads, H head dim, D width.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from paltrain.errors import ModelError
+from paltrain.model.attention import varlen_attention
+from paltrain.model.cache import ConversationCache
+from paltrain.model.layout import AttentionPlan
+
+ATTENTION_NAME = "paltrain_varlen"
+FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """An `AttentionPlan` whose indices are on the device."""
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    key_index: Tensor | None
+    path_index: Tensor
+    path_lengths: Tensor
+
+    @classmethod
+    def of(cls, plan: AttentionPlan, device: torch.device) -> DevicePlan:
+        def put(array: Any) -> Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        return cls(
+            cu_seqlens_q=put(plan.cu_seqlens_q),
+            cu_seqlens_k=put(plan.cu_seqlens_k),
+            max_seqlen_q=plan.max_seqlen_q,
+            max_seqlen_k=plan.max_seqlen_k,
+            key_index=None if plan.key_index is None else put(plan.key_index),
+            path_index=put(plan.path_index),
+            path_lengths=put(plan.cu_path).diff(),
+        )
+
+
+@dataclass(frozen=True)
+class AudioStates:
+    """One LAL stream of a batch. states: (A, D). rope: cos and sin, each (1, A, H). projections: P_l by layer."""
+
+    states: Tensor
+    rope: tuple[Tensor, Tensor]
+    projections: Mapping[str, nn.Module]
+
+    def at_layer(self, layer: int) -> Tensor:
+        """A_l = P_l(z), (A, D)."""
+        name = str(layer)
+        if name not in self.projections:
+            return self.states
+        projected: Tensor = self.projections[name](self.states)
+        return projected
+
+
+class AttentionContext(Protocol):
+    """What one forward pass of the decoder tells every layer's attention."""
+
+    def attend(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *, scale: float
+    ) -> Tensor: ...
+
+    def longest_span(self) -> int:
+        """Positions from the first key to the last query of the longest conversation."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedContext:
+    """Training and prefill: the packed rows of a batch.
+
+    streams_at: by layer, the names of the LAL streams that are present, in config order. plans: by such a tuple.
+    layers: the decoder's layers (for their input_layernorm). cache: filled on the way, where generation follows.
+    """
+
+    streams_at: tuple[tuple[str, ...], ...]
+    plans: Mapping[tuple[str, ...], DevicePlan]
+    audio: Mapping[str, AudioStates]
+    layers: nn.ModuleList
+    span: int
+    backend: str
+    cache: ConversationCache | None = None
+
+    def longest_span(self) -> int:
+        return self.span
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """q: (1, N, R, H); k, v: (1, K, R, H), rotated. Returns (1, R, N, H)."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        names = self.streams_at[module.layer_idx]
+        plan = self.plans[names]
+        if names:
+            audio = [self._keys_and_values(module, self.audio[name]) for name in names]
+            k = torch.cat([k, *(audio_k for audio_k, _ in audio)])
+            v = torch.cat([v, *(audio_v for _, audio_v in audio)])
+        if self.cache is not None:
+            self.cache.fill(
+                module.layer_idx, k[plan.path_index], v[plan.path_index], plan.path_lengths
+            )
+        if plan.key_index is not None:
+            k, v = k[plan.key_index], v[plan.key_index]
+        out = varlen_attention(
+            q.contiguous(),
+            k.contiguous(),
+            v.contiguous(),
+            plan.cu_seqlens_q,
+            plan.cu_seqlens_k,
+            plan.max_seqlen_q,
+            plan.max_seqlen_k,
+            scale=scale,
+            backend=self.backend,
+        )
+        return out[None]
+
+    def _keys_and_values(self, module: Any, audio: AudioStates) -> tuple[Tensor, Tensor]:
+        """The layer's own projections of the audio: (A, K, H) each, keys rotated."""
+        layer: Any = self.layers[module.layer_idx]
+        states_AD = layer.input_layernorm(audio.at_layer(module.layer_idx))
+        k = module.k_proj(states_AD).unflatten(-1, (-1, module.head_dim))
+        v: Tensor = module.v_proj(states_AD).unflatten(-1, (-1, module.head_dim))
+        if hasattr(module, "k_norm"):
+            k = module.k_norm(k)
+        k_1KAH = k.transpose(0, 1)[None]
+        rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+        rotated: Tensor = rotate(k_1KAH, k_1KAH, *audio.rope)[1]
+        return rotated[0].transpose(0, 1), v
+
+
+@dataclass(frozen=True)
+class DecodeContext:
+    """One more token for each of B conversations whose keys and values are in the cache."""
+
+    cache: ConversationCache
+    backend: str
+
+    def longest_span(self) -> int:
+        return int(self.cache.next_positions.max()) + 1
+
+    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+        """q: (B, N, 1, H); k, v: (B, K, longest, H), the cache's rows. Returns (B, 1, N, H)."""
+        n = len(q)
+        lengths = self.cache.layers[module.layer_idx].lengths
+        is_key = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+        k, v = (x.transpose(1, 2)[is_key].contiguous() for x in (k, v))
+        zero = lengths.new_zeros(1, dtype=torch.int32)
+        cu_seqlens_k = torch.cat([zero, lengths.cumsum(0, dtype=torch.int32)])
+        cu_seqlens_q = torch.arange(n + 1, dtype=torch.int32, device=q.device)
+        q_BNH = q[:, :, 0].contiguous()
+        out = varlen_attention(
+            q_BNH, k, v, cu_seqlens_q, cu_seqlens_k, 1, int(lengths.max()), scale=scale, backend=self.backend
+        )
+        return out[:, None]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    pal: AttentionContext | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The registered attention function. What it cannot honour it refuses."""
+    if pal is None:
+        raise ModelError("this LLM listens through PalModel: call PalModel, not its `llm` alone")
+    if dropout:
+        raise ModelError(f"attention dropout is {dropout}, packed attention has none: set it to 0")
+    if softcap:
+        raise ModelError(f"attention soft-capping ({softcap}) is not supported by packed attention")
+    if attention_mask is not None:
+        raise ModelError("an attention mask reached packed attention, whose segments say it all")
+    if sliding_window is not None and pal.longest_span() > sliding_window:
+        raise ModelError(
+            f"a conversation spans {pal.longest_span()} positions, over the LLM's sliding window of "
+            f"{sliding_window}: shorten it, or set sliding_window to null in the LLM's config"
+        )
+    return pal.attend(module, query, key, value, scale=scaling), None
+
+
+def install(llm: PreTrainedModel) -> None:
+    """Let `llm`, any decoder of the supported families, attend through `varlen_attention`.
+
+    Raises:
+        ModelError: the family, its RoPE or its dropout is not supported.
+    """
+    config: Any = llm.config
+    if config.model_type not in FAMILIES:
+        raise ModelError(
+            f"LLM family '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}. "
+            "It needs q/k/v projections and input_layernorm per layer, RoPE by apply_rotary_pos_emb, "
+            "and an attention that goes through transformers' AttentionInterface"
+        )
+    rope = rope_type(config)
+    if rope not in ROPE_TYPES:
+        raise ModelError(
+            f"RoPE type '{rope}' depends on the length of the sequence, so audio keys cannot be rotated apart; "
+            f"supported: {', '.join(ROPE_TYPES)}"
+        )
+    if getattr(config, "attention_dropout", 0.0):
+        raise ModelError(
+            f"attention_dropout is {config.attention_dropout}, packed attention has none: set it to 0"
+        )
+    AttentionInterface.register(ATTENTION_NAME, _attention)
+    llm.set_attn_implementation(ATTENTION_NAME)
+
+
+def rope_type(config: Any) -> str:
+    """The kind of rotary scaling of a `transformers` config, 'default' where it says none."""
+    for field in ("rope_parameters", "rope_scaling"):
+        parameters = getattr(config, field, None)
+        if parameters:
+            return str(parameters.get("rope_type", parameters.get("type", "default")))
+    return "default"
+
+
+def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, ...]:
+    """The layers that take a stream's audio: "all", {"start": k} or a list of layer numbers.
+
+    Raises:
+        ModelError: a layer beyond the LLM's depth, or another form.
+    """
+    if layers == "all":
+        return tuple(range(n_layers))
+    if isinstance(layers, Mapping) and set(layers) == {"start"}:
+        chosen = tuple(range(int(layers["start"]), n_layers))
+        bad = [] if 0 <= int(layers["start"]) < n_layers else [int(layers["start"])]
+    elif isinstance(layers, list | tuple) and layers:
+        chosen = tuple(sorted({int(layer) for layer in layers}))
+        bad = [layer for layer in chosen if not 0 <= layer < n_layers]
+    else:
+        raise ModelError(
+            f"stream '{stream}': layers is {layers!r}; valid: all, {{start: k}}, or a list of layer numbers"
+        )
+    if bad:
+        raise ModelError(
+            f"stream '{stream}': layers name {bad}, but the LLM has layers 0 to {n_layers - 1}"
+        )
+    return chosen

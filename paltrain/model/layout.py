@@ -1,0 +1,223 @@
+"""Where everything of a packed batch lies: rows, positions, and which keys each run of rows may look at.
+
+A batch is a forest of pieces (`paltrain.batch`). Here every piece gets
+  - rows: the places that have a query. Text tokens, and the audio tokens of PLITS streams;
+  - positions: a clip behind k tokens owns k .. k + A - 1, its streams one after the other in config order, LAL
+    streams first; what comes after starts at k + A. So text stands where it would stand under PLITS;
+  - LAL keys: audio tokens that are looked at and never look.
+
+    piece            text "a b"   clip (LAL 3, PLITS 2)      text "c d"
+    row               0  1         .  .  .   2  3              4  5
+    position          0  1         2  3  4   5  6              7  8
+    LAL key           .  .         0  1  2   .  .              .  .
+
+The rows are cut into segments for `varlen_attention`. A segment begins where plain causality ends: at a clip with
+LAL keys, and at every branch of the tree. Keys are gathered from `[rows; LAL keys of stream 1; stream 2; ...]` by
+one index, per set of streams that are present at a layer (`attention_plan`):
+
+    segment   rows      keys
+    0         0 1       r0 r1
+    1         2 3 4 5   r0 r1  a0 a1 a2  r2 r3 r4 r5
+
+Everything here is integers on the host; a batch of a few hundred pieces costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from paltrain.batch import Batch, IntArray
+
+Range = tuple[int, int]  # first and past-the-last
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The segments of all rows for one set of LAL streams.
+
+    cu_seqlens_q, cu_seqlens_k: (G + 1,) int32. key_index: (S,) int64 into `[rows; keys of the streams]`, or None
+    where the keys are just the rows. path_index, cu_path: the keys of every whole conversation (leaf), for the
+    cache of generation, likewise.
+    """
+
+    cu_seqlens_q: IntArray
+    cu_seqlens_k: IntArray
+    key_index: IntArray | None
+    path_index: IntArray
+    cu_path: IntArray
+
+    @property
+    def max_seqlen_q(self) -> int:
+        return int(np.diff(self.cu_seqlens_q).max(initial=0))
+
+    @property
+    def max_seqlen_k(self) -> int:
+        return int(np.diff(self.cu_seqlens_k).max(initial=0))
+
+
+class Layout:
+    """Rows, positions and key plans of one batch.
+
+    lal, plits: for each stream of that route, in config order, the audio tokens of every clip (C,).
+
+    n_rows: R. text_rows: (T,) the row of each text token. plits_rows: by stream, (A,) the row of each audio token.
+    row_positions: (R,). lal_positions: by stream, (A,). end_positions: (P,) the position behind each piece.
+    """
+
+    def __init__(
+        self, batch: Batch, *, lal: Mapping[str, IntArray], plits: Mapping[str, IntArray]
+    ) -> None:
+        self.batch = batch
+        self._lal, self._plits = dict(lal), dict(plits)
+        self._clip_number = np.cumsum(batch.is_clip) - 1
+        n_clips = batch.n_clips
+        per_clip_lal = sum(self._lal.values(), np.zeros(n_clips, np.int64))
+        per_clip_plits = sum(self._plits.values(), np.zeros(n_clips, np.int64))
+        self._piece_rows = batch.n_tokens.copy()
+        self._piece_rows[batch.is_clip] = per_clip_plits
+        self._piece_silent = np.zeros_like(batch.n_tokens)  # positions without a row: LAL keys
+        self._piece_silent[batch.is_clip] = per_clip_lal
+        self.first_row = _starts(self._piece_rows)
+        self.n_rows = int(self._piece_rows.sum())
+        self._first_position = self._positions()
+
+    def _positions(self) -> IntArray:
+        first = np.zeros(len(self.batch.parent), np.int64)
+        length = self._piece_rows + self._piece_silent
+        for piece, parent in enumerate(self.batch.parent):
+            if parent >= 0:
+                first[piece] = first[parent] + length[parent]
+        return first
+
+    @property
+    def end_positions(self) -> IntArray:
+        return self._first_position + self._piece_rows + self._piece_silent
+
+    @cached_property
+    def row_positions(self) -> IntArray:
+        return _ranges(self._first_position + self._piece_silent, self._piece_rows)
+
+    @cached_property
+    def text_rows(self) -> IntArray:
+        is_text = ~self.batch.is_clip
+        return _ranges(self.first_row[is_text], self._piece_rows[is_text])
+
+    @cached_property
+    def plits_rows(self) -> dict[str, IntArray]:
+        start, rows = self.first_row[self.batch.is_clip], {}
+        for name, n_tokens in self._plits.items():
+            rows[name] = _ranges(start, n_tokens)
+            start = start + n_tokens
+        return rows
+
+    @cached_property
+    def lal_positions(self) -> dict[str, IntArray]:
+        start, positions = self._first_position[self.batch.is_clip], {}
+        for name, n_tokens in self._lal.items():
+            positions[name] = _ranges(start, n_tokens)
+            start = start + n_tokens
+        return positions
+
+    def attention_plan(self, streams: Sequence[str], n_keys: Mapping[str, int]) -> AttentionPlan:
+        """The segments at a layer where the LAL `streams` (config order) are present.
+
+        n_keys: audio tokens of each stream in its tensor; at least the sum over clips (a stream without any audio
+        in the batch brings a dummy token that no segment gathers).
+        """
+        offsets = np.cumsum([self.n_rows, *(n_keys[name] for name in streams)])
+        keys_of_clip = [
+            [
+                (int(offset + start), int(offset + start + n))
+                for offset, start, n in zip(
+                    offsets, (_starts(self._lal[s])[c] for s in streams),
+                    (self._lal[s][c] for s in streams), strict=False,
+                )
+                if n
+            ]
+            for c in range(self.batch.n_clips)
+        ]
+        own = [
+            keys_of_clip[self._clip_number[p]] if self.batch.is_clip[p] else []
+            for p in range(len(self.batch.parent))
+        ]
+        return self._plan(own, rows_only=not streams)
+
+    def _plan(self, lal_keys: list[list[Range]], *, rows_only: bool) -> AttentionPlan:
+        """lal_keys: by piece, the ranges of LAL keys that stand right before its rows."""
+        segments = self._segments(lal_keys)
+        paths = _paths(self.batch.parent, lal_keys, self.first_row, self._piece_rows)
+        keys: list[Range] = []
+        lengths_k = []
+        for first_piece, rows in segments:
+            parent = self.batch.parent[first_piece]
+            before = paths[parent] if parent >= 0 else []
+            ranges = [*before, *lal_keys[first_piece], rows]
+            keys += ranges
+            lengths_k.append(sum(stop - start for start, stop in ranges))
+        leaves = [paths[leaf] for leaf in self.batch.leaves]
+        key_index = _flatten(keys)
+        identical = rows_only and np.array_equal(key_index, np.arange(self.n_rows))
+        return AttentionPlan(
+            cu_seqlens_q=_running_total([stop - start for _, (start, stop) in segments]),
+            cu_seqlens_k=_running_total(lengths_k),
+            key_index=None if identical else key_index,
+            path_index=_flatten([r for path in leaves for r in path]),
+            cu_path=_running_total([sum(b - a for a, b in path) for path in leaves]),
+        )
+
+    def _segments(self, lal_keys: list[list[Range]]) -> list[tuple[int, Range]]:
+        """(first piece, its rows) of each segment that has rows; rows in order, none left out."""
+        n_children = np.bincount(
+            self.batch.parent[self.batch.parent >= 0], minlength=len(self.batch.parent)
+        )
+        segments: list[tuple[int, Range]] = []
+        for piece, parent in enumerate(self.batch.parent):
+            start = int(self.first_row[piece])
+            stop = start + int(self._piece_rows[piece])
+            goes_on = (
+                parent >= 0
+                and n_children[parent] == 1
+                and parent == piece - 1
+                and not lal_keys[piece]
+            )
+            if goes_on:
+                first, (begin, _) = segments[-1]
+                segments[-1] = (first, (begin, stop))
+            else:
+                segments.append((piece, (start, stop)))
+        return [segment for segment in segments if segment[1][0] < segment[1][1]]
+
+
+def _paths(
+    parent: IntArray, lal_keys: list[list[Range]], first_row: IntArray, n_rows: IntArray
+) -> list[list[Range]]:
+    """By piece, the key ranges of its whole path from the root, itself included."""
+    paths: list[list[Range]] = []
+    for piece, above in enumerate(parent):
+        start = int(first_row[piece])
+        rows = [(start, start + int(n_rows[piece]))] if n_rows[piece] else []
+        paths.append([*(paths[above] if above >= 0 else []), *lal_keys[piece], *rows])
+    return paths
+
+
+def _starts(lengths: IntArray) -> IntArray:
+    """Where each of consecutive runs begins."""
+    return np.cumsum(lengths) - lengths
+
+
+def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
+    """start .. start + length - 1 of each run, end to end."""
+    return np.repeat(starts - _starts(lengths), lengths) + np.arange(int(lengths.sum()))
+
+
+def _flatten(ranges: Sequence[Range]) -> IntArray:
+    bounds = np.array(ranges, np.int64).reshape(-1, 2)
+    return _ranges(bounds[:, 0], bounds[:, 1] - bounds[:, 0])
+
+
+def _running_total(lengths: Sequence[int]) -> IntArray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

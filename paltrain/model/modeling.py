@@ -1,0 +1,366 @@
+"""`PalModel`: a `transformers` decoder that listens.
+
+    batch (a forest of pieces)
+      1. connectors:  features (F, W) -> audio tokens (A, D), per stream
+      2. layout:      rows, positions, and which keys each run of rows may look at
+      3. rows:        text embeddings, and the audio tokens of PLITS streams, (1, R, D)
+      4. decoder:     the unmodified LLM; LAL streams join as keys and values (`paltrain.model.lal`)
+      5. loss:        cross-entropy of the target rows only, summed
+
+Every audio module runs for every batch: a stream without audio is fed one zero frame, which no segment gathers (LAL)
+or which is added times zero (PLITS). So all ranks of a sharded run do the same work in the same order.
+
+Notation: T text tokens, R rows, A audio tokens, M targets, B conversations, D the LLM's width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from paltrain.batch import Batch, BatchBuilder, IntArray, PackedFeatures
+from paltrain.errors import ModelError, unknown_name
+from paltrain.model import lal
+from paltrain.model.cache import ConversationCache
+from paltrain.model.configuration import ROUTES, PalConfig
+from paltrain.model.connectors import LayerProjection, build_connector, n_audio_tokens
+from paltrain.model.generation import finished_answers, without_last_tokens
+from paltrain.model.layout import Layout
+
+
+@dataclass
+class PalOutput:
+    """loss_sum: scalar float32, the weighted sum of cross-entropies. n_targets: the sum of weights."""
+
+    loss_sum: Tensor
+    n_targets: float
+
+
+class AudioStream(nn.Module):
+    """One encoder's way into the LLM: its connector and, for LAL, the P_l of the layers it reaches."""
+
+    def __init__(self, spec: Mapping[str, Any], *, model_width: int, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.spec = dict(spec)
+        self.connector = build_connector(spec["connector"], width=spec["width"], model_width=model_width)
+        kind = spec["layer_projection"]
+        projected = layers if spec["route"] == "lal" and kind != "shared" else ()
+        self.layer_projections = nn.ModuleDict(
+            {str(layer): LayerProjection(model_width, kind) for layer in projected}
+        )
+
+    def forward(self, features: PackedFeatures | None) -> Tensor:
+        """(A, D); for a batch without this stream's audio, the tokens of one zero frame."""
+        if features is None or not features.n_frames.sum():
+            like = next(self.connector.parameters())
+            frame = torch.zeros(1, self.spec["width"], device=like.device, dtype=like.dtype)
+            features = PackedFeatures(frame, np.ones(1, np.int64))
+        out: Tensor = self.connector(features)
+        return out
+
+
+class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """An LLM with audio streams, each by its route. See the module's docstring for the five steps."""
+
+    config_class = PalConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: PalConfig, llm: PreTrainedModel | None = None) -> None:
+        """llm: an already loaded decoder; without one a random one is made from `config.llm_config`."""
+        super().__init__(config)
+        self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.llm_config)
+        n_layers = config.llm_config.num_hidden_layers
+        layers = {name: _check_stream(name, spec, n_layers) for name, spec in config.streams.items()}
+        self.streams = nn.ModuleDict(
+            {
+                name: AudioStream(spec, model_width=config.llm_config.hidden_size, layers=layers[name])
+                for name, spec in config.streams.items()
+            }
+        )
+        lal.install(self.llm)
+        lal_streams = [name for name in config.streams if self._route(name) == "lal"]
+        self._streams_at = tuple(
+            tuple(name for name in lal_streams if layer in layers[name]) for layer in range(n_layers)
+        )
+        self.post_init()
+
+    @classmethod
+    def from_llm(
+        cls,
+        llm: str | PreTrainedModel,
+        *,
+        streams: Mapping[str, Mapping[str, Any]] | None = None,
+        dtype: torch.dtype = torch.float32,
+        attention_backend: str = "auto",
+        template: Mapping[str, Any] | None = None,
+    ) -> PalModel:
+        """A PalModel around a pretrained LLM (folder, hub name or module) with fresh connectors.
+
+        Raises:
+            ModelError: the LLM cannot be loaded or its family is not supported.
+        """
+        if isinstance(llm, str):
+            llm = load_llm(llm, dtype=dtype)
+        config = PalConfig(
+            llm_config=llm.config,
+            streams={name: dict(spec) for name, spec in (streams or {}).items()},
+            attention_backend=attention_backend,
+            template=dict(template or {}),
+        )
+        model = cls(config, llm=llm)
+        model.streams.to(dtype)  # a partitioned bf16 LLM with float32 connectors dies in DeepSpeed
+        return model
+
+    # ---- forward ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        batch: Batch | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        past_key_values: ConversationCache | None = None,
+        attention_mask: Tensor | None = None,
+        **_: Any,
+    ) -> PalOutput | CausalLMOutputWithPast:
+        """The loss of a packed batch; or, for `generate`, one more token for each cached conversation.
+
+        input_ids: (B, 1), with past_key_values: their cache. attention_mask: what `generate` makes of it, all
+        ones; each layer's cache knows its lengths, so it is not read.
+        """
+        if batch is None:
+            assert input_ids is not None and past_key_values is not None
+            return self._decode(input_ids, past_key_values)
+        logits = self._run(batch, self._rows_of(batch, batch.target_rows))
+        losses = F.cross_entropy(logits.float(), batch.target_ids, reduction="none")
+        return PalOutput((losses * batch.target_weights).sum(), float(batch.target_weights.sum()))
+
+    def text_logits(self, batch: Batch) -> Tensor:
+        """(T, V): the logits at every text token."""
+        return self._run(batch, self._rows_of(batch, torch.arange(len(batch.token_ids))))
+
+    def layout(self, batch: Batch) -> Layout:
+        """Where everything of `batch` lies, by this model's streams and connectors."""
+        tokens: dict[str, dict[str, IntArray]] = {route: {} for route in ROUTES}
+        for name in self.config.streams:
+            features = batch.features.get(name)
+            n_frames = np.zeros(batch.n_clips, np.int64) if features is None else features.n_frames
+            tokens[self._route(name)][name] = self.n_audio_tokens(n_frames, name)
+        return Layout(batch, lal=tokens["lal"], plits=tokens["plits"])
+
+    def n_audio_tokens(self, n_frames: IntArray, stream: str) -> IntArray:
+        """Audio tokens of clips that have `n_frames` frames in `stream`."""
+        return n_audio_tokens(n_frames, self.config.streams[stream]["connector"])
+
+    def _rows_of(self, batch: Batch, text_tokens: Tensor) -> Tensor:
+        rows = torch.from_numpy(self.layout(batch).text_rows).to(text_tokens.device)
+        return rows[text_tokens]
+
+    def _run(self, batch: Batch, rows: Tensor, cache: ConversationCache | None = None) -> Tensor:
+        """Logits (len(rows), V) at `rows` of the packed sequence."""
+        _check_features(batch, self.config.streams)
+        layout = self.layout(batch)
+        audio = {name: stream(batch.features.get(name)) for name, stream in self.streams.items()}
+        embeddings = self._embed(batch, layout, audio)
+        out = self.llm(
+            inputs_embeds=embeddings,
+            position_ids=torch.from_numpy(layout.row_positions).to(embeddings.device)[None],
+            use_cache=False,
+            logits_to_keep=rows,
+            pal=self._context(layout, audio, cache),
+        )
+        logits: Tensor = out.logits[0]
+        return logits
+
+    def _embed(self, batch: Batch, layout: Layout, audio: Mapping[str, Tensor]) -> Tensor:
+        """(1, R, D): text embeddings and PLITS audio tokens in their rows."""
+        text = self.llm.get_input_embeddings()(batch.token_ids)
+        parts, index = [text], [layout.text_rows]
+        for name, rows in layout.plits_rows.items():
+            text = text + 0.0 * audio[name].sum() if not len(rows) else text
+            parts = [text, *parts[1:], *([audio[name]] if len(rows) else [])]
+            index += [rows] if len(rows) else []
+        if len(parts) == 1:
+            return text[None]
+        order = np.argsort(np.concatenate(index), kind="stable")
+        return torch.cat(parts)[torch.from_numpy(order).to(text.device)][None]
+
+    def _context(
+        self, layout: Layout, audio: Mapping[str, Tensor], cache: ConversationCache | None
+    ) -> lal.PackedContext:
+        device = self.llm.get_input_embeddings().weight.device
+        n_keys = {name: len(states) for name, states in audio.items()}
+        decoder = self.llm.get_decoder()
+        return lal.PackedContext(
+            streams_at=self._streams_at,
+            plans={
+                names: lal.DevicePlan.of(layout.attention_plan(names, n_keys), device)
+                for names in set(self._streams_at)
+            },
+            audio={
+                name: self._audio_states(name, audio[name], layout)
+                for name in self.streams
+                if self._route(name) == "lal"
+            },
+            layers=decoder.layers,
+            span=int(layout.end_positions.max(initial=0)),
+            backend=self.config.attention_backend,
+            cache=cache,
+        )
+
+    def _audio_states(self, name: str, states_AD: Tensor, layout: Layout) -> lal.AudioStates:
+        positions = layout.lal_positions[name]
+        if len(positions) < len(states_AD):  # the dummy of a stream without audio
+            positions = np.zeros(len(states_AD), np.int64)
+        rotary = self.llm.get_decoder().rotary_emb
+        cos, sin = rotary(states_AD, torch.from_numpy(positions).to(states_AD.device)[None])
+        stream: Any = self.streams[name]
+        return lal.AudioStates(states_AD, (cos, sin), dict(stream.layer_projections.items()))
+
+    def _route(self, name: str) -> str:
+        return str(self.config.streams[name]["route"])
+
+    # ---- generation ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, **options: Any) -> Tensor:
+        """Continue every conversation (leaf) of `batch` by `transformers`' own generation loop.
+
+        batch: prompts; each leaf ends in at least one text token.
+        options: of `transformers`' `generate` (max_new_tokens, do_sample, temperature, num_beams, ...).
+
+        Returns:
+            (B, longest) int64, the new tokens only, in the order of `batch.leaves`.
+        """
+        prompts, last_tokens = without_last_tokens(batch)
+        cache = self._fill_cache(prompts)
+        out: Tensor = super().generate(
+            input_ids=last_tokens[:, None],
+            attention_mask=torch.ones_like(last_tokens)[:, None],
+            past_key_values=cache,
+            **options,
+        )
+        return out[:, 1:]
+
+    def generate_answers(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int,
+        eos_token_id: int,
+        do_sample: bool = False,
+        **options: Any,
+    ) -> list[list[int]]:
+        """`generate`, each answer cut at its end token (left out)."""
+        tokens = self.generate(
+            batch,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos_token_id,
+            pad_token_id=eos_token_id,
+            do_sample=do_sample,
+            **options,
+        )
+        return finished_answers(tokens, eos_token_id)
+
+    def _fill_cache(self, prompts: Batch) -> ConversationCache:
+        """Run the prompts once, shared beginnings once, and keep every conversation's keys and values."""
+        end = self.layout(prompts).end_positions[prompts.leaves]
+        cache = ConversationCache(
+            self.config.llm_config.num_hidden_layers,
+            torch.from_numpy(end).to(prompts.token_ids.device),
+        )
+        self._run(prompts, torch.zeros(0, dtype=torch.int64, device=prompts.token_ids.device), cache)
+        return cache
+
+    def _decode(self, input_ids: Tensor, cache: ConversationCache) -> CausalLMOutputWithPast:
+        out: CausalLMOutputWithPast = self.llm(
+            input_ids=input_ids,
+            position_ids=cache.next_positions[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            pal=lal.DecodeContext(cache, self.config.attention_backend),
+        )
+        cache.advance()
+        return CausalLMOutputWithPast(logits=out.logits, past_key_values=cache)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: ConversationCache | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Every step is a decoding step: the prompts are in the cache already."""
+        return {"input_ids": input_ids[:, -1:], "past_key_values": past_key_values}
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, **model_kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams and several samples a prompt: the cache's rows are repeated too."""
+        if expand_size > 1:
+            model_kwargs["past_key_values"].batch_repeat_interleave(expand_size)
+        expanded: tuple[Tensor | None, dict[str, Any]] = super()._expand_inputs_for_generation(
+            expand_size=expand_size, **model_kwargs
+        )
+        return expanded
+
+    # ---- the rest that transformers and training ask for -------------------------------------------
+
+    def dummy_batch(self) -> Batch:
+        """One text token with a target of weight 0: what a rank without a visit runs."""
+        builder = BatchBuilder()
+        piece = builder.add_text(np.zeros(2, np.int64))
+        builder.add_targets(piece, np.array([False, True]), weight=0.0)
+        return builder.build()
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.llm.get_input_embeddings()
+        return embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        head: nn.Module = self.llm.get_output_embeddings()
+        return head
+
+
+def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A pretrained decoder by folder or hub name."""
+    try:
+        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder that "
+            "`save_pretrained` wrote, or a hub name that is in the local cache"
+        ) from error
+    return llm
+
+
+def _check_stream(name: str, spec: Mapping[str, Any], n_layers: int) -> tuple[int, ...]:
+    """The layers a stream reaches; refuses routes, projections and names that do not exist."""
+    if spec["route"] not in ROUTES:
+        raise ModelError(f"stream '{name}': {unknown_name('route', spec['route'], list(ROUTES))}")
+    if "." in name:
+        raise ModelError(f"stream '{name}': a name has no dots, for parameters are named after it")
+    return lal.layers_of_stream(spec["layers"], n_layers=n_layers, stream=name)
+
+
+def _check_features(batch: Batch, streams: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, features in batch.features.items():
+        if name not in streams:
+            raise ModelError(unknown_name("stream", name, list(streams)))
+        width = streams[name]["width"]
+        if features.values.shape[-1] != width:
+            raise ModelError(
+                f"stream '{name}' takes features of width {width}, but they have width "
+                f"{features.values.shape[-1]}: use the store that the model was trained with"
+            )
+
+
+AutoConfig.register("pal", PalConfig, exist_ok=True)
+AutoModel.register(PalConfig, PalModel, exist_ok=True)
