@@ -1,7 +1,7 @@
 """What can be configured, what each key means, and its default.
 
-Only builders read these objects (run, build, loader, engine, stages, cluster, tools); everything else takes
-plain arguments. `omegaconf.MISSING` marks what a user must say.
+Only builders read these objects (run, build, loader, engine, stages, cluster, tools); everything
+else takes plain arguments. `omegaconf.MISSING` marks what a user must say.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Dtype(Enum):
 
 
 class ConnectorType(Enum):
-    """`mlp`: stacked frames through two linear layers. `resampler`: learned latents by cross-attention."""
+    """`mlp`: stacked frames through two linear layers; `resampler`: latents by cross-attention."""
 
     mlp = "mlp"
     resampler = "resampler"
 
 
 class LayerProjection(Enum):
-    """P_l of LAL: one connector for all layers, or a linear map or an MLP (SAISA) per layer on top."""
+    """P_l of LAL: one connector for all layers; a linear map or an MLP (SAISA) per layer on top."""
 
     shared = "shared"
     linear = "linear"
@@ -81,9 +81,14 @@ class StreamConfig:
 class ModelConfig:
     """The LLM and its audio streams. Without streams a run trains the LLM on text alone."""
 
-    llm: str | None = None  # folder or hub name; a fresh LLM: `architecture`; a trained one: stage.init_from
-    architecture: dict[str, Any] | None = None  # keys of a transformers config, e.g. {model_type: llama, ...}
-    tokenizer: str | None = None  # folder or hub name; default: the LLM's
+    # The LLM is one of: a folder or hub name; a fresh one by the keys of its transformers config,
+    # e.g. {model_type: llama, ...}; a trained one, named by stage.init_from.
+    llm: str | None = None
+    architecture: dict[str, Any] | None = None
+    # The tokenizer is the LLM's, or a folder or hub name, or (with `architecture`) a byte-level BPE
+    # of this size trained on the manifests' text.
+    tokenizer: str | None = None
+    tokenizer_vocab_size: int | None = None
     dtype: Dtype = Dtype.float32
     gradient_checkpointing: bool = False
     attention_backend: str = "auto"  # auto, flash_attn, torch, sdpa
@@ -124,8 +129,8 @@ class StageConfig:
     """What trains and from what it starts."""
 
     init_from: str | None = None  # name of a finished run (its exported model) or a folder
+    # all, connectors, attention, ffn, norms, embeddings, head, or a pattern: "llm.*.q_proj.*"
     trainable: list[str] = field(default_factory=lambda: ["all"])
-    # all, connectors, attention, ffn, norms, embeddings, head, or a name pattern such as "llm.*.q_proj.*"
     steps: int | None = None  # exactly one of steps and epochs
     epochs: float | None = None
 
@@ -133,7 +138,7 @@ class StageConfig:
 @dataclass
 class OptimizerConfig:
     lr: float = 1e-4
-    lr_by_pattern: dict[str, float] = field(default_factory=dict)  # trainable group or pattern -> lr
+    lr_by_pattern: dict[str, float] = field(default_factory=dict)  # group or pattern -> lr
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
@@ -147,7 +152,7 @@ class OptimizerConfig:
 class EngineConfig:
     name: str = "deepspeed"
     zero_stage: int = 3
-    param_persistence_threshold: int = 0  # parameters of fewer elements are not partitioned (ZeRO-3)
+    param_persistence_threshold: int = 0  # ZeRO-3 leaves smaller parameters unpartitioned
     deterministic: bool = False
     timeout_s: float = 1800.0  # a collective that waits longer means that a rank is lost
     max_nonfinite_steps: int = 10  # skipped and counted; beyond that the run stops
@@ -179,7 +184,7 @@ class LaunchConfig:
 class TrainConfig:
     """One training run (one stage): `tools/launch.py CONFIG`."""
 
-    extends: Any = None  # a path or a list of paths, relative to the file, merged in order before it
+    extends: Any = None  # a path or a list of them, relative to the file, merged in order before it
     run: RunIdentity = field(default_factory=RunIdentity)
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
@@ -199,12 +204,12 @@ class EncoderConfig:
     type: str = "logmel"
     path: str | None = None  # folder or hub name of the weights, where it has any
     revision: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of the encoder's class
+    options: dict[str, Any] = field(default_factory=dict)  # keywords of the encoder's class
 
 
 @dataclass
 class FeaturesConfig:
-    """One encoder's features of every clip in some manifests: `tools/precompute_features.py CONFIG`."""
+    """One encoder's features of some manifests' clips: `tools/precompute_features.py CONFIG`."""
 
     extends: Any = None
     manifests: list[str] = MISSING
@@ -226,7 +231,7 @@ class EvalConfig:
     manifests: list[str] = MISSING
     split: str = "test"
     tasks: list[str] | None = None
-    features: dict[str, str] = field(default_factory=dict)  # stream -> store, where it differs from training
+    features: dict[str, str] = field(default_factory=dict)  # stream -> store, if not training's
     max_questions: int | None = None
     batch_questions: int = 64
     max_new_tokens: int = 32

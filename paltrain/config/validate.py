@@ -1,0 +1,315 @@
+"""What a schema's types cannot say: ranges, choices, and values that cannot go together.
+
+Each check yields `Fault`s (the dotted key's parts and a sentence: rule, actual value, remedy);
+`load_config` puts them into one report with the faults of spelling and type.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from paltrain.config.report import Fault, KeyPath, show
+from paltrain.config.schema import (
+    ConnectorConfig,
+    ConnectorType,
+    EvalConfig,
+    FeaturesConfig,
+    LayerProjection,
+    ModelConfig,
+    Route,
+    StreamConfig,
+    TrainConfig,
+)
+from paltrain.errors import unknown_name
+
+ATTENTION_BACKENDS = ["auto", "flash_attn", "torch", "sdpa"]
+ENGINES = ["deepspeed"]
+WANDB_MODES = ["offline", "online", "disabled"]
+MIN_VOCABULARY = 300  # 256 bytes, the special tokens and some merges
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+STREAM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+SLICE = re.compile(r"(\d+)/(\d+)")
+
+
+def faults_of(config: Any) -> Iterator[Fault]:
+    """What is wrong with an instance of one of the schemas; nothing for a type without checks."""
+    checks: Mapping[type, Callable[[Any], Iterable[Fault]]] = {
+        TrainConfig: _train,
+        FeaturesConfig: _features,
+        EvalConfig: _evaluation,
+    }
+    if type(config) in checks:
+        yield from checks[type(config)](config)
+
+
+# ---- rules about one value -----------------------------------------------------------------
+
+Rule = tuple[str, Callable[[Any], bool]]
+
+AT_LEAST_ONE: Rule = ("must be at least 1", lambda value: value >= 1)
+NOT_NEGATIVE: Rule = (
+    "must be a finite number of at least 0",
+    lambda value: math.isfinite(value) and value >= 0,
+)
+ABOVE_ZERO: Rule = (
+    "must be a finite number above 0",
+    lambda value: math.isfinite(value) and value > 0,
+)
+SHARE: Rule = ("must lie between 0 and 1", lambda value: 0 <= value <= 1)
+NOT_EMPTY: Rule = ("must not be empty", lambda value: len(value) > 0)
+
+
+def _look(config: Any, rules: Mapping[str, Rule], prefix: KeyPath = ()) -> Iterator[Fault]:
+    """Hold each dotted key of `config` to its rule; null stands for a default and is right."""
+    for key, (sentence, holds) in rules.items():
+        value, path = config, tuple(key.split("."))
+        for name in path:
+            value = getattr(value, name)
+        if value is not None and not holds(value):
+            yield Fault((*prefix, *path), f"{sentence}, is {show(value)}")
+
+
+def _one_of(path: KeyPath, kind: str, name: str, valid: list[str]) -> Iterator[Fault]:
+    if name not in valid:
+        yield Fault(path, unknown_name(kind, name, valid))
+
+
+# ---- one training run ----------------------------------------------------------------------
+
+TRAIN_RULES: Mapping[str, Rule] = {
+    "run.seed": NOT_NEGATIVE,
+    "data.manifests": NOT_EMPTY,
+    "data.tasks": NOT_EMPTY,
+    "data.questions_per_visit": AT_LEAST_ONE,
+    "data.batch_questions": AT_LEAST_ONE,
+    "data.text_token_budget": AT_LEAST_ONE,
+    "data.audio_token_budget": AT_LEAST_ONE,
+    "data.max_text_tokens": AT_LEAST_ONE,
+    "data.max_audio_tokens": AT_LEAST_ONE,
+    "data.window_shards": AT_LEAST_ONE,
+    "data.prefetch_steps": AT_LEAST_ONE,
+    "data.max_bad_samples": NOT_NEGATIVE,
+    "stage.trainable": NOT_EMPTY,
+    "stage.steps": AT_LEAST_ONE,
+    "stage.epochs": ABOVE_ZERO,
+    "optimizer.lr": ABOVE_ZERO,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.eps": ABOVE_ZERO,
+    "optimizer.max_grad_norm": NOT_NEGATIVE,
+    "optimizer.warmup_steps": NOT_NEGATIVE,
+    "optimizer.min_lr_ratio": SHARE,
+    "engine.zero_stage": ("must be 0, 1, 2 or 3", lambda value: value in range(4)),
+    "engine.param_persistence_threshold": NOT_NEGATIVE,
+    "engine.timeout_s": ABOVE_ZERO,
+    "engine.max_nonfinite_steps": NOT_NEGATIVE,
+    "checkpoint.every_steps": AT_LEAST_ONE,
+    "checkpoint.keep": AT_LEAST_ONE,
+    "logging.every_steps": AT_LEAST_ONE,
+    "logging.peak_tflops": ABOVE_ZERO,
+    "launch.nodes": AT_LEAST_ONE,
+    "launch.processes_per_node": AT_LEAST_ONE,
+    "launch.threads_per_process": AT_LEAST_ONE,
+}
+
+
+def _train(config: TrainConfig) -> Iterator[Fault]:
+    yield from _look(config, TRAIN_RULES)
+    if not RUN_NAME.fullmatch(config.run.name):
+        yield Fault(
+            ("run", "name"),
+            f"names a folder: letters, digits, '.', '_' and '-' only, is {show(config.run.name)}",
+        )
+    yield from _model(config)
+    for name, stream in config.model.streams.items():
+        yield from _stream(config.model, name, stream)
+    yield from _data(config)
+    yield from _stage(config)
+    yield from _optimizer(config)
+    yield from _one_of(("engine", "name"), "engine", config.engine.name, ENGINES)
+    mode = config.logging.wandb_mode
+    yield from _one_of(("logging", "wandb_mode"), "wandb mode", mode, WANDB_MODES)
+
+
+def _model(config: TrainConfig) -> Iterator[Fault]:
+    model, path = config.model, ("model",)
+    if not (model.llm or model.architecture or config.stage.init_from):
+        yield Fault(
+            path,
+            "names no LLM: set model.llm (a folder or hub name), model.architecture (a fresh one) "
+            "or stage.init_from (a finished run)",
+        )
+    if model.llm and model.architecture:
+        sentence = "a fresh LLM and model.llm exclude each other: drop one"
+        yield Fault((*path, "architecture"), sentence)
+    if model.architecture is not None and "model_type" not in model.architecture:
+        yield Fault((*path, "architecture"), "must say its model_type, e.g. model_type: llama")
+    yield from _one_of(
+        (*path, "attention_backend"),
+        "attention backend",
+        model.attention_backend,
+        ATTENTION_BACKENDS,
+    )
+    yield from _tokenizer(config)
+
+
+def _tokenizer(config: TrainConfig) -> Iterator[Fault]:
+    model, size = config.model, config.model.tokenizer_vocab_size
+    if size is not None and size < MIN_VOCABULARY:
+        yield Fault(
+            ("model", "tokenizer_vocab_size"), f"must be at least {MIN_VOCABULARY}, is {size}"
+        )
+    if size is not None and model.tokenizer is not None:
+        yield Fault(
+            ("model", "tokenizer_vocab_size"),
+            "trains a tokenizer, and model.tokenizer names a ready one: drop one of the two",
+        )
+    has_one = model.llm or model.tokenizer or size or config.stage.init_from
+    if model.architecture and not has_one:
+        yield Fault(
+            ("model", "tokenizer"),
+            "a fresh LLM needs one: name it, or train it with model.tokenizer_vocab_size=1024",
+        )
+
+
+def _stream(model: ModelConfig, name: str, stream: StreamConfig) -> Iterator[Fault]:
+    path = ("model", "streams", name)
+    if not STREAM_NAME.fullmatch(name):
+        yield Fault(
+            path, "is part of parameter names: letters, digits and '_' only, no dot; rename it"
+        )
+    if not _are_layers(stream.layers):
+        yield Fault(
+            (*path, "layers"),
+            "must be all, {start: k} with k of at least 0, or a list of different layer numbers, "
+            f"is {show(stream.layers)}",
+        )
+    if stream.route is Route.plits:
+        if stream.layers != "all":
+            yield Fault((*path, "layers"), "a choice of layers needs route: lal (plits passes all)")
+        if stream.layer_projection is not LayerProjection.shared:
+            yield Fault((*path, "layer_projection"), "a map for each layer needs route: lal")
+    yield from _connector(model, stream.connector, (*path, "connector"))
+
+
+def _are_layers(layers: Any) -> bool:
+    def is_layer(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+    if isinstance(layers, Mapping):
+        return set(layers) == {"start"} and is_layer(layers["start"])
+    if isinstance(layers, list):
+        distinct = len(set(map(repr, layers))) == len(layers)
+        return bool(layers) and all(map(is_layer, layers)) and distinct
+    return bool(layers == "all")
+
+
+CONNECTOR_RULES: Mapping[str, Rule] = {
+    "frame_stack": AT_LEAST_ONE,
+    "hidden_width": AT_LEAST_ONE,
+    "n_latents": AT_LEAST_ONE,
+    "n_heads": AT_LEAST_ONE,
+    "n_layers": AT_LEAST_ONE,
+}
+
+
+def _connector(model: ModelConfig, connector: ConnectorConfig, path: KeyPath) -> Iterator[Fault]:
+    yield from _look(connector, CONNECTOR_RULES, path)
+    width = connector.hidden_width or (model.architecture or {}).get("hidden_size")
+    if connector.type is ConnectorType.resampler and isinstance(width, int):
+        n_heads = connector.n_heads
+        if n_heads >= 1 and width % n_heads:
+            sentence = f"must divide the resampler's width {width}, is {n_heads}"
+            yield Fault((*path, "n_heads"), sentence)
+
+
+def _data(config: TrainConfig) -> Iterator[Fault]:
+    data = config.data
+    if data.questions_per_visit > data.batch_questions:
+        yield Fault(
+            ("data", "questions_per_visit"),
+            f"must not exceed data.batch_questions={data.batch_questions}, "
+            f"is {data.questions_per_visit}",
+        )
+    for limit, budget, truncate in (
+        ("max_text_tokens", "text_token_budget", "truncate_text"),
+        ("max_audio_tokens", "audio_token_budget", "truncate_audio"),
+    ):
+        most, room = getattr(data, limit), getattr(data, budget)
+        if most is not None and most > room:
+            yield Fault(
+                ("data", limit), f"must fit into data.{budget}={room}, is {most}: raise the budget"
+            )
+        if getattr(data, truncate) and most is None:
+            yield Fault(("data", truncate), f"needs a length to cut at: set data.{limit}")
+
+
+def _stage(config: TrainConfig) -> Iterator[Fault]:
+    stage = config.stage
+    if (stage.steps is None) == (stage.epochs is None):
+        said = f"steps is {stage.steps} and epochs is {stage.epochs}"
+        yield Fault(("stage",), f"must say exactly one of steps and epochs; {said}")
+    if any(pattern.startswith("encoder") for pattern in stage.trainable):
+        yield Fault(
+            ("stage", "trainable"),
+            "encoders cannot train: their features are computed beforehand; drop 'encoder'",
+        )
+    if "connectors" in stage.trainable and not config.model.streams:
+        yield Fault(
+            ("stage", "trainable"),
+            "connectors cannot train without audio: add one to model.streams, or drop 'connectors'",
+        )
+
+
+def _optimizer(config: TrainConfig) -> Iterator[Fault]:
+    optimizer, steps = config.optimizer, config.stage.steps
+    if len(optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in optimizer.betas):
+        yield Fault(
+            ("optimizer", "betas"),
+            f"must be two numbers of at least 0 and below 1, is {show(optimizer.betas)}",
+        )
+    for pattern, lr in optimizer.lr_by_pattern.items():
+        if not ABOVE_ZERO[1](lr):
+            yield Fault(("optimizer", "lr_by_pattern", pattern), f"{ABOVE_ZERO[0]}, is {lr}")
+    if steps is not None and optimizer.warmup_steps > steps:
+        yield Fault(
+            ("optimizer", "warmup_steps"),
+            f"must not exceed stage.steps={steps}, is {optimizer.warmup_steps}",
+        )
+
+
+# ---- features, evaluation ------------------------------------------------------------------
+
+
+def _features(config: FeaturesConfig) -> Iterator[Fault]:
+    rules: Mapping[str, Rule] = {
+        "manifests": NOT_EMPTY,
+        "clips_per_shard": AT_LEAST_ONE,
+        "batch_clips": AT_LEAST_ONE,
+        "workers": NOT_NEGATIVE,
+        "device": ("must be auto, cpu, cuda or cuda:N", lambda name: bool(DEVICE.fullmatch(name))),
+        "slice": ("must be I/N with 0 <= I < N, e.g. 3/64", _is_slice),
+    }
+    yield from _look(config, rules)
+
+
+def _is_slice(text: str) -> bool:
+    match = SLICE.fullmatch(text)
+    return match is not None and int(match[1]) < int(match[2])
+
+
+def _evaluation(config: EvalConfig) -> Iterator[Fault]:
+    rules: Mapping[str, Rule] = {
+        "runs": NOT_EMPTY,
+        "manifests": NOT_EMPTY,
+        "tasks": NOT_EMPTY,
+        "max_questions": AT_LEAST_ONE,
+        "batch_questions": AT_LEAST_ONE,
+        "max_new_tokens": AT_LEAST_ONE,
+        "seed": NOT_NEGATIVE,
+    }
+    yield from _look(config, rules)
