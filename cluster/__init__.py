@@ -1,0 +1,1 @@
+"""Where and how jobs run: profiles, local processes, Slurm text. Imports no torch."""

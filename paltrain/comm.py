@@ -1,0 +1,106 @@
+"""The ranks of a run and what they tell each other: one small class over `torch.distributed`.
+
+Every process of a run builds one `Comm` from the variables that a launcher sets (RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_ADDR, MASTER_PORT). A process started without them is a world of one. Collectives
+are for a handful of numbers or a small object a step; gradients travel inside the engine.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Comm:
+    """One rank's view of the group. device: where its model and its collectives live."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls, *, timeout_s: float) -> Comm:
+        """Join the group that the environment describes; gloo on CPU, NCCL on CUDA.
+
+        timeout_s: a collective that waits longer raises, since a rank is then lost.
+        """
+        for name, default in _world_of_one().items():
+            os.environ.setdefault(name, default)
+        rank, world_size, local_rank = (
+            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        )
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if cuda else None,
+        )
+        return cls(rank, world_size, local_rank, device)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each number added up over the ranks, in float64."""
+        return self._reduce(values, dist.ReduceOp.SUM)
+
+    def max(self, values: Sequence[float]) -> list[float]:
+        """Each number's largest over the ranks."""
+        return self._reduce(values, dist.ReduceOp.MAX)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's (picklable) object, in rank order, on every rank."""
+        gathered: list[T | None] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return cast(list[T], gathered)
+
+    def broadcast(self, value: T | None) -> T:
+        """Rank 0's (picklable) object, on every rank."""
+        box: list[T | None] = [value]
+        dist.broadcast_object_list(box, src=0)
+        return cast(T, box[0])
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.sum([0.0])
+
+    def close(self) -> None:
+        """Leave the group; later collectives are errors."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _reduce(self, values: Sequence[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        numbers = torch.tensor(list(values), dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers, op=op)
+        return cast(list[float], numbers.tolist())
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on at this moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _world_of_one() -> dict[str, str]:
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }

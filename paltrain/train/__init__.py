@@ -1,0 +1,1 @@
+"""Training: stages, schedule, engine, checkpoints, metrics and the loop that ties them."""
