@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paltrain.config.layers import parse_overrides, read_layers
@@ -51,7 +51,7 @@ def load_config(
     tree = OmegaConf.structured(schema)
     for source, values in layers:
         _Merge(source, report).mapping(tree, schema, values, ())
-    _report_missing(tree, report, str(paths[-1]) if paths else COMMAND_LINE)
+    _report_unsettled(tree, report, str(paths[-1]) if paths else COMMAND_LINE)
     config = _instantiate(tree, check, report)
     report.raise_if_any([str(path) for path in paths])
     return cast("T", config)
@@ -168,25 +168,38 @@ def _unknown_key(key: str, value: Any, valid: list[str]) -> str:
 # ---- 3. what must be said, 4. what belongs together --------------------------------------
 
 
-def _report_missing(tree: DictConfig, report: Report, last_source: str) -> None:
-    """Report each key that is still to be said, and put a stand-in there so that checks can run."""
-    for path in list(_missing(tree, ())):
-        if not report.is_faulty(path):
-            name = ".".join(path)
-            sentence = f"must be said: in a file, or {name}=... on the command line"
-            parent_source = report.source_of(path[:-1])
-            is_file = parent_source not in (COMMAND_LINE, "default")
-            report.add(parent_source if is_file else last_source, path, sentence)
+def _report_unsettled(tree: DictConfig, report: Report, last_source: str) -> None:
+    """Report keys that were not said or name what does not exist.
+
+    A stand-in is put there, so that the checks can look at all the rest.
+    """
+    for path, fault in list(_unsettled(tree, ())):
+        if fault is not None:
+            report.add(report.source_of(path), path, fault)
+        elif not report.is_faulty(path):
+            sentence = f"must be said: in a file, or {'.'.join(path)}=... on the command line"
+            source = report.source_of(path[:-1])
+            is_file = source not in (COMMAND_LINE, "default")
+            report.add(source if is_file else last_source, path, sentence)
         _fill(tree, path)
 
 
-def _missing(node: DictConfig, path: KeyPath) -> Iterator[KeyPath]:
+def _unsettled(node: DictConfig, path: KeyPath) -> Iterator[tuple[KeyPath, str | None]]:
+    """(path, None) of each missing key, (path, why) of each `${...}` that cannot be resolved."""
     for key in map(str, node):
         here = (*path, key)
         if OmegaConf.is_missing(node, key):
-            yield here
-        elif not OmegaConf.is_interpolation(node, key) and isinstance(node[key], DictConfig):
-            yield from _missing(node[key], here)
+            yield here, None
+            continue
+        try:
+            value = node[key]
+            if isinstance(value, ListConfig):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            yield here, f"cannot be resolved: {str(error).splitlines()[0]}"
+        else:
+            if isinstance(value, DictConfig) and not OmegaConf.is_interpolation(node, key):
+                yield from _unsettled(value, here)
 
 
 def _fill(tree: DictConfig, path: KeyPath) -> None:

@@ -1,0 +1,102 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paltrain.cli import config_parser, load_each, load_merged, main_guard, parse_config_arguments
+from paltrain.config import TrainConfig
+from paltrain.errors import StoreError
+
+LEAST = """
+run: {name: x}
+model: {llm: some/llm}
+data: {manifests: [m.jsonl]}
+stage: {steps: 10}
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    file = tmp_path / "least.yaml"
+    file.write_text(LEAST)
+    return file
+
+
+def test_options_configs_and_settings_come_in_any_order(config_file):
+    parser = config_parser("a tool")
+    parser.add_argument("--nodes", type=int)
+    words = ["run.seed=3", str(config_file), "--nodes", "2", "stage.steps=4", str(config_file)]
+    arguments = parse_config_arguments(parser, words)
+    assert arguments.nodes == 2
+    assert arguments.configs == [config_file, config_file]
+    assert arguments.overrides == ["run.seed=3", "stage.steps=4"]
+    assert [config.stage.steps for config in load_each(TrainConfig, arguments)] == [4, 4]
+
+
+def test_a_file_with_an_equals_sign_in_its_name_is_a_config(tmp_path):
+    file = tmp_path / "lr=1.yaml"
+    file.write_text(LEAST)
+    arguments = parse_config_arguments(config_parser("a tool"), [str(file)])
+    assert arguments.configs == [file]
+
+
+def test_default_configs_serve_when_none_is_named():
+    parser = config_parser("a tool", default_configs=["configs/x.yaml"])
+    assert parse_config_arguments(parser, ["a=1"]).configs == [Path("configs/x.yaml")]
+
+
+def test_no_config_at_all_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_config_arguments(config_parser("a tool"), [])
+    assert caught.value.code == 2
+    assert "name at least one CONFIG" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("load", [load_each, load_merged])
+def test_show_config_prints_yaml_that_loads_back_and_stops(config_file, tmp_path, capsys, load):
+    words = [str(config_file), "--show-config", "run.seed=3"]
+    with pytest.raises(SystemExit) as caught:
+        load(TrainConfig, parse_config_arguments(config_parser("a tool"), words))
+    assert caught.value.code == 0
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(capsys.readouterr().out)
+    again = parse_config_arguments(config_parser("a tool"), [str(resolved)])
+    assert load_merged(TrainConfig, again).run.seed == 3
+
+
+def test_what_a_user_can_cause_ends_in_one_line_and_code_2(capsys):
+    def main(argv):
+        raise StoreError("there is no store at x: run tools/precompute_features.py")
+
+    assert main_guard(main, []) == 2
+    expected = "error: there is no store at x: run tools/precompute_features.py\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_an_interrupt_ends_with_code_130():
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert main_guard(main, []) == 130
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(argv):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        main_guard(main, [])
+
+
+def test_a_closed_pipe_ends_quietly():
+    program = (
+        "import sys; from paltrain.cli import main_guard\n"
+        "sys.exit(main_guard(lambda argv: [print('x' * 100) for _ in range(100000)] and 0))"
+    )
+    command = f'"{sys.executable}" -c "$0" | head -n 1'
+    done = subprocess.run(
+        ["bash", "-c", command, program], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.strip() == "x" * 100
+    assert done.stderr == ""
