@@ -1,0 +1,1 @@
+"""Benchmarks: every arm of a comparison measured in one run, written as JSON rows."""

@@ -1,0 +1,175 @@
+"""The arms of the step benchmark: the same conversations, connector and decoder, by three ways.
+
+    lal            audio as keys and values (packed)
+    plits_packed   audio as rows, through the same packed path
+    plits_plain    audio as rows of `inputs_embeds` in the untouched `transformers` model, one row a
+                   conversation. All conversations are equally long, so it pads nothing, needs no mask
+                   and computes its logits at the targets only: as fast as it can be.
+
+A conversation is `N_BEFORE` text tokens, the clip, and the other text, whose last tokens are the targets.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from paltrain.batch import Batch, BatchBuilder, PackedFeatures
+from paltrain.model.connectors import build_connector
+from paltrain.model.modeling import PalModel
+
+N_BEFORE = 8
+MAX_TARGETS = 40
+STREAM = "audio"
+ARMS = ("lal", "plits_packed", "plits_plain")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step's conversations, all of the same lengths (tokens). width: of the encoder's frames."""
+
+    n_conversations: int
+    n_audio: int
+    n_text: int
+    width: int
+    frame_stack: int = 1
+
+    @property
+    def n_targets(self) -> int:
+        """Of one conversation: 40, or half of its text where that is less."""
+        return min(MAX_TARGETS, self.n_text // 2)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """step: forward and backward. held: what is there before a step, for the memory count."""
+
+    name: str
+    module: nn.Module
+    step: Callable[[], Tensor]
+
+    def zero_gradients(self) -> None:
+        """Gradients become zeros, not None: they are there before a step, as under accumulation."""
+        self.module.zero_grad(set_to_none=False)
+
+    def held(self, batch: Batch) -> list[Tensor]:
+        parameters = list(self.module.parameters())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        features = [f.values for f in batch.features.values()]
+        return [*parameters, *gradients, *self.module.buffers(), *features, batch.token_ids]
+
+
+def build_batch(work: Workload, *, vocab_size: int, dtype: torch.dtype, seed: int = 0) -> Batch:
+    """Random tokens and features of the workload's lengths."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    builder = BatchBuilder()
+    n_frames = work.n_audio * work.frame_stack
+    for _ in range(work.n_conversations):
+        ids = generator.integers(0, vocab_size, work.n_text)
+        clip = builder.add_clip({STREAM: n_frames}, builder.add_text(ids[:N_BEFORE]))
+        piece = builder.add_text(ids[N_BEFORE:], clip)
+        is_target = np.arange(work.n_text - N_BEFORE) >= work.n_text - N_BEFORE - work.n_targets
+        builder.add_targets(piece, is_target)
+    values = torch.from_numpy(
+        generator.standard_normal((work.n_conversations * n_frames, work.width), np.float32)
+    )
+    return builder.build({STREAM: values.to(dtype)})
+
+
+def build_arms(
+    llm_config: Any,
+    work: Workload,
+    *,
+    batch: Batch,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: str = "auto",
+    names: tuple[str, ...] = ARMS,
+) -> list[Arm]:
+    """The arms, each with its own copy of one random decoder and its gradients allocated."""
+    torch.manual_seed(0)
+    connector = {"type": "mlp", "frame_stack": work.frame_stack, "hidden_width": None}
+    batch = batch.to(device)
+    arms = []
+    for name in names:
+        config = copy.deepcopy(llm_config)
+        if name == "plits_plain":
+            arms.append(_plain_arm(config, work, batch, connector, device=device, dtype=dtype))
+        else:
+            route = name.split("_")[0]
+            spec = {
+                "route": route,
+                "width": work.width,
+                "connector": connector,
+                "layers": "all",
+                "layer_projection": "shared",
+            }
+            llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model = PalModel.from_llm(
+                llm, streams={STREAM: spec}, dtype=dtype, attention_backend=backend
+            ).to(device)
+            arms.append(Arm(name, model, _packed_step(model, batch)))
+    for arm in arms:
+        arm.step()
+        arm.zero_gradients()
+    return arms
+
+
+def _packed_step(model: PalModel, batch: Batch) -> Callable[[], Tensor]:
+    def step() -> Tensor:
+        loss: Tensor = model(batch).loss_sum
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+class PlainPlits(nn.Module):
+    """Untouched `transformers` decoder with audio tokens in its `inputs_embeds`."""
+
+    def __init__(self, llm: nn.Module, connector: nn.Module) -> None:
+        super().__init__()
+        self.llm: Any = llm
+        self.connector = connector
+
+    def forward(self, token_ids: Tensor, features: PackedFeatures, n_targets: int) -> Tensor:
+        """token_ids: (B, T). Returns the summed cross-entropy of each row's last `n_targets` tokens."""
+        text = self.llm.get_input_embeddings()(token_ids)
+        audio = self.connector(features).unflatten(0, (len(token_ids), -1))
+        embeddings = torch.cat([text[:, :N_BEFORE], audio, text[:, N_BEFORE:]], dim=1)
+        length = embeddings.shape[1]
+        keep = torch.arange(length - n_targets - 1, length - 1, device=token_ids.device)
+        logits = self.llm(inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep).logits
+        targets = token_ids[:, -n_targets:]
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def _plain_arm(
+    config: Any,
+    work: Workload,
+    batch: Batch,
+    connector: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Arm:
+    llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+    joined = build_connector(connector, width=work.width, model_width=config.hidden_size)
+    model = PlainPlits(llm, joined.to(dtype)).to(device)
+    ids = batch.token_ids.view(work.n_conversations, work.n_text)
+    features = batch.features[STREAM]
+
+    def step() -> Tensor:
+        loss: Tensor = model(ids, features, work.n_targets)
+        loss.backward()
+        return loss.detach()
+
+    return Arm("plits_plain", model, step)

@@ -1,0 +1,1 @@
+"""Evaluation: answers of trained models, their scores, and what chance would score."""

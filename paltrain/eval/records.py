@@ -1,0 +1,173 @@
+"""What an evaluation leaves on disk, and how it is read back.
+
+    RUN/eval/test/answers.jsonl     one line an answered question, appended as answers come
+    RUN/eval/test/answers.of.json   what the answers belong to: model, questions, decoding
+    RUN/eval/test/scores.json       scores by task, written when all questions are answered
+    RUN/eval/test/baseline.json     accuracy by task of the average-spectrum classifier
+    RUN/eval/test-shuffled/...      the same with the recordings shuffled among the questions
+
+Guarantees: a run that is killed loses at most the line that it was writing; the next run drops that
+torn line and goes on. Answers of another model, other questions or other decoding are never mixed
+in: they are moved aside to `answers.other.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paltrain.eval.tasks import Chance, Scoring, TaskScore, is_correct, score_by_task
+from paltrain.log import get_logger
+
+ANSWERS_FILE = "answers.jsonl"
+IDENTITY_FILE = "answers.of.json"
+SCORES_FILE = "scores.json"
+OTHER_FILE = "answers.other.jsonl"
+BASELINE_FILE = "baseline.json"
+SHUFFLED_SUFFIX = "-shuffled"
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and what a model said; in the deaf control it heard another clip than its own."""
+
+    question_id: str
+    clip_id: str
+    heard_clip_id: str | None
+    task: str
+    instruction: str
+    options: tuple[str, ...] | None
+    expected: str
+    references: tuple[str, ...]
+    given: str
+
+    @property
+    def correct(self) -> bool:
+        return is_correct(self.given, self.expected, self.references)
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "correct": self.correct}, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Answer:
+        fields = json.loads(line)
+        fields.pop("correct", None)
+        fields["options"] = None if fields["options"] is None else tuple(fields["options"])
+        fields["references"] = tuple(fields.get("references") or ())
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class EvalScores:
+    """The scores of one model on one set of questions."""
+
+    model: str
+    split: str
+    shuffled: bool
+    n_questions: int
+    seconds: float
+    by_task: Mapping[str, TaskScore]
+
+    def save(self, folder: Path) -> None:
+        tasks = {name: _score_to_dict(score) for name, score in self.by_task.items()}
+        write_json(folder / SCORES_FILE, {**vars(self), "by_task": tasks})
+
+    @classmethod
+    def load(cls, folder: Path) -> EvalScores:
+        fields = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
+        by_task = {name: _score_from_dict(score) for name, score in fields.pop("by_task").items()}
+        return cls(**fields, by_task=by_task)
+
+
+class AnswerFile:
+    """The answers of one evaluation, appended one by one; opening it again continues.
+
+    identity: what the answers depend on; answers written under another identity are moved aside.
+    """
+
+    def __init__(self, folder: Path, *, identity: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.path = folder / ANSWERS_FILE
+        folder.mkdir(parents=True, exist_ok=True)
+        self._set_aside_others(dict(identity))
+        _drop_torn_line(self.path)
+        self.answered = {(a.clip_id, a.question_id) for a in read_answers(folder)}
+
+    def append(self, answers: Iterable[Answer]) -> None:
+        lines = [answer.to_json() + "\n" for answer in answers]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(lines))
+
+    def score(self, *, model: str, split: str, shuffled: bool, seconds: float) -> EvalScores:
+        """Scores of what is there, saved beside it."""
+        answers = list(read_answers(self.folder))
+        scores = EvalScores(
+            model=model,
+            split=split,
+            shuffled=shuffled,
+            n_questions=len(answers),
+            seconds=round(seconds, 3),
+            by_task=score_by_task(answers),
+        )
+        scores.save(self.folder)
+        return scores
+
+    def _set_aside_others(self, identity: dict[str, Any]) -> None:
+        known = self.folder / IDENTITY_FILE
+        if known.exists() and json.loads(known.read_text(encoding="utf-8")) != identity:
+            (self.folder / SCORES_FILE).unlink(missing_ok=True)
+            if self.path.exists():
+                os.replace(self.path, self.folder / OTHER_FILE)
+                log.info("%s: answers of another model or other questions moved aside", self.path)
+        write_json(known, identity)
+
+
+def read_answers(folder: Path) -> Iterator[Answer]:
+    """The answers of an evaluation folder in the order in which they were given, if any."""
+    path = folder / ANSWERS_FILE
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield Answer.from_json(line)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` beside `path`, then rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".part")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        log.warning("%s: dropped a torn last line of %d bytes", path, len(content) - whole)
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+def _score_to_dict(score: TaskScore) -> dict[str, Any]:
+    return {**asdict(score), "scoring": score.scoring.value}
+
+
+def _score_from_dict(fields: Mapping[str, Any]) -> TaskScore:
+    return TaskScore(
+        **{
+            **fields,
+            "scoring": Scoring(fields["scoring"]),
+            "interval": tuple(fields["interval"]),
+            "chance": Chance(**fields["chance"]),
+        }
+    )

@@ -1,0 +1,1 @@
+"""The report: one self-contained page and one small JSON about some runs."""
