@@ -1,0 +1,166 @@
+"""From configuration to model, tokenizer and template (a builder: it reads config objects).
+
+A run starts from one of three: a fresh LLM (`model.architecture`), a pretrained one (`model.llm`), or a finished
+run's `model/` folder (`stage.init_from`), which is a bare LLM where that run had no streams, else a PalModel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from paltrain.config.schema import StreamConfig, TrainConfig
+from paltrain.errors import ConfigError, ModelError
+from paltrain.model.modeling import PalModel
+from paltrain.model.template import ChatTemplate, TemplateFields
+from paltrain.model.tokenization import load_tokenizer, train_tokenizer
+
+FORM_FIELDS = ("route", "width", "connector", "layers", "layer_projection")
+
+
+def build_tokenizer(
+    config: TrainConfig, *, init_folder: Path | None = None, texts: Iterable[str] | None = None
+) -> Any:
+    """The run's tokenizer. texts: what a fresh one is trained on (`model.tokenizer_vocab_size`)."""
+    source = tokenizer_source(config, init_folder)
+    if source is not None:
+        return load_tokenizer(source)
+    if config.model.tokenizer_vocab_size is None or texts is None:
+        raise ConfigError(
+            "a fresh LLM (model.architecture) has no tokenizer: set model.tokenizer to a folder or hub name, "
+            "or model.tokenizer_vocab_size to train one on the manifests' text"
+        )
+    return train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size)
+
+
+def tokenizer_source(config: TrainConfig, init_folder: Path | None = None) -> str | None:
+    """Folder or hub name of the run's tokenizer, None where one is trained."""
+    if config.model.tokenizer:
+        return config.model.tokenizer
+    return str(init_folder) if init_folder else config.model.llm
+
+
+def template_fields(config: TrainConfig) -> TemplateFields:
+    """How questions become text in this run."""
+    template, source = config.template, config.template.chat_template
+    return TemplateFields(
+        system=template.system,
+        chat_template=_read_template(source) if source else None,
+        date_string=template.date_string,
+        loss_on_prompt=template.loss_on_prompt,
+        max_text_tokens=config.data.max_text_tokens,
+        truncate_text=config.data.truncate_text,
+    )
+
+
+def build_template(config: TrainConfig, tokenizer: Any) -> ChatTemplate:
+    return ChatTemplate(tokenizer, template_fields(config))
+
+
+def build_model(
+    config: TrainConfig,
+    stamps: Mapping[str, Mapping[str, Any]],
+    *,
+    tokenizer: Any,
+    init_folder: Path | None = None,
+) -> PalModel:
+    """The run's model, on the CPU (or partitioned, where the engine has prepared `transformers` for that).
+
+    stamps: by stream, the `store.json` of its features. init_folder: a finished run's model.
+
+    Raises:
+        ModelError: what it starts from is missing, or is a model of another form.
+    """
+    dtype = getattr(torch, config.model.dtype.value)
+    streams = {
+        name: stream_spec(stream, stamps[name]) for name, stream in config.model.streams.items()
+    }
+    template = asdict(template_fields(config))
+    if init_folder is not None and _is_pal(init_folder):
+        model = _load_same_form(init_folder, streams, dtype)
+        model.config.attention_backend = config.model.attention_backend
+        model.config.template = template
+    else:
+        model = PalModel.from_llm(
+            _llm(config, init_folder, tokenizer, dtype),
+            streams=streams,
+            dtype=dtype,
+            attention_backend=config.model.attention_backend,
+            template=template,
+        )
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def stream_spec(stream: StreamConfig, stamp: Mapping[str, Any]) -> dict[str, Any]:
+    """A stream as `PalConfig` keeps it: plain values, and the encoder's stamp."""
+    return {
+        "route": stream.route.value,
+        "width": int(stamp["width"]),
+        "connector": _plain(asdict(stream.connector)),
+        "layers": stream.layers,
+        "layer_projection": stream.layer_projection.value,
+        "encoder": dict(stamp),
+    }
+
+
+def _llm(config: TrainConfig, init_folder: Path | None, tokenizer: Any, dtype: torch.dtype) -> Any:
+    if init_folder is not None:
+        return str(init_folder)
+    if config.model.llm is not None:
+        return config.model.llm
+    fields = dict(config.model.architecture or {})
+    fields.setdefault("vocab_size", len(tokenizer))
+    for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        fields.setdefault(token, getattr(tokenizer, token))
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise ConfigError("model.architecture has no model_type: name the family, e.g. llama")
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields), dtype=dtype)
+
+
+def _load_same_form(
+    folder: Path, streams: Mapping[str, Mapping[str, Any]], dtype: torch.dtype
+) -> PalModel:
+    """The PalModel in `folder`, whose streams must be those of this run."""
+    saved = PalModel.config_class.from_pretrained(folder).streams
+    differences = [
+        f"streams.{name}.{field}: {saved.get(name, {}).get(field)!r} there, "
+        f"{streams.get(name, {}).get(field)!r} here"
+        for name in sorted({*saved, *streams})
+        for field in FORM_FIELDS
+        if saved.get(name, {}).get(field) != streams.get(name, {}).get(field)
+    ]
+    if differences:
+        raise ModelError(
+            f"the model in {folder} is of another form than this run; start from one of the same form, or from "
+            "a bare LLM:\n  " + "\n  ".join(differences)
+        )
+    return PalModel.from_pretrained(folder, dtype=dtype)
+
+
+def _is_pal(folder: Path) -> bool:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ModelError(f"no model in {folder} (config.json is missing): finish that run first")
+    is_pal: bool = json.loads(file.read_text(encoding="utf-8")).get("model_type") == "pal"
+    return is_pal
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"template.chat_template: {path} cannot be read: {error.strerror}") from error
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value.value if isinstance(value, Enum) else value for key, value in values.items()}

@@ -1,0 +1,113 @@
+"""An independent reference for LAL and PLITS: one conversation, one dense mask, the decoder written out.
+
+It shares no code with `paltrain.model`: tokens of all kinds stand in one sequence in position order; a place of LAL
+audio takes its keys and values from P_l of the connector's output at every layer; a mask says who sees whom.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paltrain.batch import Batch
+
+
+def conversation_logits(model: Any, batch: Batch, leaf: int) -> Tensor:
+    """(text tokens on the path to `leaf`, V), pieces from the root on."""
+    states, kinds = tokens_of(model, batch, leaf)
+    hidden = decode(model, states, kinds)
+    is_text = torch.tensor([kind == "text" for kind in kinds])
+    return hidden[is_text] @ model.llm.lm_head.weight.T
+
+
+def tokens_of(model: Any, batch: Batch, leaf: int) -> tuple[Tensor, list[str]]:
+    """Embeddings and audio tokens (positions, D), and each one's kind: "text" or its stream."""
+    embed = model.llm.get_input_embeddings().weight
+    texts = iter(batch.token_ids.split(batch.n_tokens[~batch.is_clip].tolist()))
+    text_of = {p: next(texts) for p in range(len(batch.parent)) if not batch.is_clip[p]}
+    clips = [p for p in range(len(batch.parent)) if batch.is_clip[p]]
+    streams = model.config.streams
+    order = [s for s in streams if streams[s]["route"] == "lal"]
+    order += [s for s in streams if streams[s]["route"] == "plits"]
+    states, kinds = [], []
+    for piece in batch.path(leaf):
+        if piece in text_of:
+            states.append(embed[text_of[piece]])
+            kinds += ["text"] * len(text_of[piece])
+            continue
+        for name in order:
+            features = batch.features[name]
+            frames = features.values.split(features.n_frames.tolist())[clips.index(piece)]
+            states.append(connect(model.streams[name].connector, frames))
+            kinds += [name] * len(states[-1])
+    return torch.cat(states), kinds
+
+
+def connect(connector: Any, frames: Tensor) -> Tensor:
+    """The MLP connector with frame stacking."""
+    stack = connector.frame_stack
+    frames = torch.cat([frames, frames.new_zeros(-len(frames) % stack, frames.shape[1])])
+    hidden = frames.reshape(len(frames) // stack, -1) @ connector.up.weight.T + connector.up.bias
+    return torch.nn.functional.gelu(hidden) @ connector.down.weight.T + connector.down.bias
+
+
+def decode(model: Any, x: Tensor, kinds: list[str]) -> Tensor:
+    """x: (positions, D). Returns the final hidden states; at LAL places they mean nothing."""
+    z, n = x, len(kinds)
+    streams = model.config.streams
+    lal = {name for name in streams if streams[name]["route"] == "lal"}
+    is_lal = torch.tensor([kind in lal for kind in kinds])[:, None]
+    decoder = model.llm.get_decoder()
+    for number, layer in enumerate(decoder.layers):
+        heard = torch.stack([p_l(model, kind, number, state) for kind, state in zip(kinds, z, strict=True)])
+        present = torch.tensor(
+            [k not in lal or number in reach(streams[k]["layers"], len(decoder.layers)) for k in kinds]
+        )
+        visible = torch.ones(n, n, dtype=torch.bool).tril() & present
+        source = layer.input_layernorm(torch.where(is_lal, heard, x))
+        x = x + attention(layer.self_attn, source, visible, model.llm.config)
+        x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return decoder.norm(x)
+
+
+def p_l(model: Any, kind: str, layer: int, state: Tensor) -> Tensor:
+    if kind == "text" or str(layer) not in model.streams[kind].layer_projections:
+        return state
+    return model.streams[kind].layer_projections[str(layer)](state)
+
+
+def reach(layers: Any, n_layers: int) -> range | list[int]:
+    if layers == "all":
+        return range(n_layers)
+    return range(layers["start"], n_layers) if isinstance(layers, dict) else layers
+
+
+def attention(module: Any, x: Tensor, visible: Tensor, config: Any) -> Tensor:
+    """x: (n, D); visible: (n, n). Grouped-query attention with RoPE at positions 0 .. n - 1."""
+    heads = []
+    q, k, v = (
+        getattr(module, f"{name}_proj")(x).unflatten(-1, (-1, module.head_dim)) for name in "qkv"
+    )
+    if hasattr(module, "q_norm"):
+        q, k = module.q_norm(q), module.k_norm(k)
+    q, k = rotate(q, config), rotate(k, config)
+    group = q.shape[1] // k.shape[1]
+    for head in range(q.shape[1]):
+        scores = q[:, head] @ k[:, head // group].T / math.sqrt(module.head_dim)
+        weights = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
+        heads.append(weights @ v[:, head // group])
+    return module.o_proj(torch.cat(heads, dim=-1))
+
+
+def rotate(x: Tensor, config: Any) -> Tensor:
+    """RoPE of (n, heads, H): halves (a, b) -> (a cos - b sin, b cos + a sin)."""
+    n, _, dim = x.shape
+    theta = config.rope_parameters["rope_theta"]
+    rates = theta ** (-torch.arange(0, dim, 2).float() / dim)
+    angles = (torch.arange(n)[:, None].float() * rates)[:, None, :]
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x[..., : dim // 2], x[..., dim // 2 :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
