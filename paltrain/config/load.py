@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paltrain.config.layers import parse_overrides, read_layers
-from paltrain.config.report import COMMAND_LINE, Fault, KeyPath, Report, show
+from paltrain.config.report import Fault, KeyPath, Report, show
 from paltrain.config.validate import faults_of
 
 T = TypeVar("T")
@@ -45,15 +45,14 @@ def load_config(
     schema: a dataclass. check: names what cannot go together, given an instance of `schema`.
     Raises ConfigError with all faults.
     """
-    report = Report()
+    report = Report([str(path) for path in paths])
     layers = [layer for path in paths for layer in read_layers(Path(path), report)]
-    layers += parse_overrides(overrides, report)
+    all_were_read = not report.faults
     tree = OmegaConf.structured(schema)
-    for source, values in layers:
+    for source, values in [*layers, *parse_overrides(overrides, report)]:
         _Merge(source, report).mapping(tree, schema, values, ())
-    _report_unsettled(tree, report, str(paths[-1]) if paths else COMMAND_LINE)
-    config = _instantiate(tree, check, report)
-    report.raise_if_any([str(path) for path in paths])
+    config = _settle(tree, check, report) if all_were_read else None
+    report.raise_if_any()
     return cast("T", config)
 
 
@@ -168,7 +167,17 @@ def _unknown_key(key: str, value: Any, valid: list[str]) -> str:
 # ---- 3. what must be said, 4. what belongs together --------------------------------------
 
 
-def _report_unsettled(tree: DictConfig, report: Report, last_source: str) -> None:
+def _settle(tree: DictConfig, check: Callable[[Any], Iterable[Fault]], report: Report) -> Any:
+    """The tree as an instance of its schema, after reporting what is unsettled or cannot work."""
+    _report_unsettled(tree, report)
+    config = OmegaConf.to_object(tree)
+    for fault in check(config):
+        if not report.is_faulty(fault.path):
+            report.add(report.source_of(fault.path), fault.path, fault.sentence)
+    return config
+
+
+def _report_unsettled(tree: DictConfig, report: Report) -> None:
     """Report keys that were not said or name what does not exist.
 
     A stand-in is put there, so that the checks can look at all the rest.
@@ -178,9 +187,7 @@ def _report_unsettled(tree: DictConfig, report: Report, last_source: str) -> Non
             report.add(report.source_of(path), path, fault)
         elif not report.is_faulty(path):
             sentence = f"must be said: in a file, or {'.'.join(path)}=... on the command line"
-            source = report.source_of(path[:-1])
-            is_file = source not in (COMMAND_LINE, "default")
-            report.add(source if is_file else last_source, path, sentence)
+            report.add(report.source_of(path), path, sentence)
         _fill(tree, path)
 
 
@@ -213,15 +220,3 @@ def _fill(tree: DictConfig, path: KeyPath) -> None:
         except OmegaConfBaseException:
             continue
         return
-
-
-def _instantiate(tree: DictConfig, check: Callable[[Any], Iterable[Fault]], report: Report) -> Any:
-    try:
-        config = OmegaConf.to_object(tree)
-    except OmegaConfBaseException as error:
-        report.add(COMMAND_LINE, (), " ".join(str(error).split()))
-        return None
-    for fault in check(config):
-        if not report.is_faulty(fault.path):
-            report.add(report.source_of(fault.path), fault.path, fault.sentence)
-    return config

@@ -30,6 +30,7 @@ def show(value: Any) -> str:
 class Report:
     """The faults so far, and which source said each key."""
 
+    paths: Sequence[str]  # the CONFIGs that were asked for
     faults: list[str] = field(default_factory=list)
     faulty: set[KeyPath] = field(default_factory=set)
     said_by: dict[KeyPath, str] = field(default_factory=dict)
@@ -39,21 +40,21 @@ class Report:
         self.faulty.add(path)
 
     def source_of(self, path: KeyPath) -> str:
-        """The source that said `path` or a part of it, else 'default'."""
+        """The source that said `path` or what holds it, else the last CONFIG."""
         for end in range(len(path), 0, -1):
             if path[:end] in self.said_by:
                 return self.said_by[path[:end]]
-        return "default"
+        return self.paths[-1] if self.paths else COMMAND_LINE
 
     def is_faulty(self, path: KeyPath) -> bool:
         """Whether `path` lies in, or directly above, a key that has a fault already."""
         return any(path[: len(key)] == key or key[:-1] == path for key in self.faulty if key)
 
-    def raise_if_any(self, paths: Sequence[str]) -> None:
+    def raise_if_any(self) -> None:
         if not self.faults:
             return
         if len(self.faults) == 1:
             raise ConfigError(self.faults[0])
-        what = " + ".join(paths) or COMMAND_LINE
+        what = " + ".join(self.paths) or COMMAND_LINE
         lines = "".join(f"\n  {fault}" for fault in self.faults)
         raise ConfigError(f"{len(self.faults)} faults in {what}:{lines}")

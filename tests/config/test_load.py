@@ -179,7 +179,14 @@ def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    assert f"there is no file {tmp_path / 'no.yaml'}" in faults(tmp_path / "no.yaml")
+    file = tmp_path / "no.yaml"
+    assert faults(file) == f"{file}: there is no file {file}"
+
+
+def test_a_missing_file_hides_no_typo_in_the_others(tmp_path):
+    message = faults(tmp_path / "no.yaml", write(tmp_path / "typo.yaml", {"seed": 1}))
+    assert "there is no file" in message
+    assert "typo.yaml: seed: unknown key" in message
 
 
 def test_saving_and_loading_gives_the_same_configuration(tmp_path):
