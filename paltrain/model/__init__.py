@@ -1,1 +1,1 @@
-"""The audio-LLM: attention, layout, LAL inside unmodified `transformers` decoders, PLITS beside it."""
+"""The audio-LLM: packed attention, LAL inside unmodified `transformers` decoders, and PLITS."""

@@ -1,15 +1,16 @@
 """One function for all attention: packed segments, causal, aligned at the bottom right.
 
-A segment is a run of query rows and the keys it may look at; the last query sees all its keys, the one
-before all but the last, and so on (the alignment of flash-attn since 2.1):
+A segment is a run of query rows and the keys it may look at; the last query sees all its keys, the
+one before all but the last, and so on (the alignment of flash-attn since 2.1):
 
     3 queries, 3 keys      2 queries, 5 keys (the rectangular case: 3 keys heard before)
       1 . .                  1 1 1 1 .
       1 1 .                  1 1 1 1 1
       1 1 1
 
-Three back-ends compute it: `flash_attn` (the package), `torch` (`torch.nn.attention.varlen`, CUDA) and `sdpa`
-(any device; pads segments of like shape together, so it costs up to about twice the exact work).
+Three back-ends compute it: `flash_attn` (the package), `torch` (`torch.nn.attention.varlen`, CUDA)
+and `sdpa` (any device; pads segments of like shape together, so it costs up to about twice the
+exact work).
 
 Notation: T queries and S keys of all segments, G segments, N heads, K kv heads, H head dim.
 """
@@ -51,7 +52,7 @@ def varlen_attention(
 
     Args:
         q: (T, N, H). k, v: (S, K, H) with K dividing N (grouped-query attention).
-        cu_seqlens_q, cu_seqlens_k: (G + 1,) int32 running totals of the segments' lengths, on q's device.
+        cu_seqlens_q, cu_seqlens_k: (G + 1,) int32 running totals of segment lengths, on q's device.
         max_seqlen_q, max_seqlen_k: the longest segment.
         scale: of the scores; default H ** -0.5.
         backend: `auto`, `flash_attn`, `torch` or `sdpa`.
@@ -60,7 +61,8 @@ def varlen_attention(
         (T, N, H), the dtype of q.
 
     Raises:
-        ModelError: the back-end that was asked for by name is missing or cannot serve device or dtype.
+        ModelError: the back-end that was asked for by name is missing or cannot serve device or
+        dtype.
     """
     run = BACKENDS[resolve_backend(backend, q.device.type, q.dtype)].run
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -69,7 +71,8 @@ def varlen_attention(
 
 @lru_cache(maxsize=64)
 def resolve_backend(backend: str, device_type: str, dtype: torch.dtype) -> str:
-    """The back-end that will run: the one asked for, or for `auto` the first that works (logged once)."""
+    """The back-end that will run: the one asked for, or for `auto` the first that works (logged
+    once)."""
     if backend != "auto":
         if backend not in BACKENDS:
             raise ModelError(unknown_name("attention backend", backend, ["auto", *BACKENDS]))
@@ -106,7 +109,14 @@ def _flash_attn_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def _flash_attn(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
@@ -135,13 +145,23 @@ def _torch_varlen_parameters() -> frozenset[str]:
 
 
 def _torch(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
 ) -> Tensor:
-    """`varlen_attn`, whose signature moved: `is_causal` became `window_size`, `scale` and `enable_gqa` came."""
+    """`varlen_attn`, whose signature moved: `is_causal` became `window_size`, `scale` and
+    `enable_gqa` came."""
     from torch.nn.attention.varlen import varlen_attn
 
-    accepted, options = _torch_varlen_parameters(), {}
-    options.update({"window_size": (-1, 0)} if "window_size" in accepted else {"is_causal": True})
+    accepted = _torch_varlen_parameters()
+    options: dict[str, Any] = {"window_size": (-1, 0)}
+    if "window_size" not in accepted:
+        options = {"is_causal": True}
     if "scale" in accepted:
         options["scale"] = scale
     else:
@@ -159,14 +179,23 @@ def _torch(
 
 
 def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
 ) -> Tensor:
     """Pads segments of like shape together, one `scaled_dot_product_attention` a group."""
-    plan = _padding_plan(tuple(cu_q.tolist()), tuple(cu_k.tolist()), q.shape[1] // k.shape[1], q.device)
+    plan = _padding_plan(
+        tuple(cu_q.tolist()), tuple(cu_k.tolist()), q.shape[1] // k.shape[1], q.device
+    )
     n_heads, n_kv, head_dim = q.shape[1], k.shape[1], q.shape[2]
     outs = []
     for group in plan.groups:
-        # (B, Tg, K, R, H): the R query heads of a kv head stand one behind the other as more queries
+        # (B, Tg, K, R, H): the R query heads of a kv head become R times as many queries
         q_g = q[group.query_index].unflatten(2, (n_kv, n_heads // n_kv))
         q_g = q_g.permute(0, 2, 3, 1, 4).flatten(2, 3)
         k_g, v_g = (x[group.key_index].transpose(1, 2) for x in (k, v))
@@ -188,7 +217,8 @@ class _Group:
 
 @dataclass(frozen=True)
 class _PaddingPlan:
-    """groups, and output_index (T,): where each query's output lies in the groups' outputs end to end."""
+    """groups, and output_index (T,): where each query's output lies in the groups' outputs end
+    to end."""
 
     groups: Sequence[_Group]
     output_index: Tensor

@@ -1,7 +1,8 @@
 """From configuration to model, tokenizer and template (a builder: it reads config objects).
 
-A run starts from one of three: a fresh LLM (`model.architecture`), a pretrained one (`model.llm`), or a finished
-run's `model/` folder (`stage.init_from`), which is a bare LLM where that run had no streams, else a PalModel.
+A run starts from one of three: a fresh LLM (`model.architecture`), a pretrained one (`model.llm`),
+or a finished run's `model/` folder (`stage.init_from`), which is a bare LLM where that run had no
+streams, else a PalModel.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def build_tokenizer(
         return load_tokenizer(source)
     if config.model.tokenizer_vocab_size is None or texts is None:
         raise ConfigError(
-            "a fresh LLM (model.architecture) has no tokenizer: set model.tokenizer to a folder or hub name, "
+            "a fresh LLM (model.architecture) has no tokenizer: set model.tokenizer to a folder "
+            "or hub name, "
             "or model.tokenizer_vocab_size to train one on the manifests' text"
         )
     return train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size)
@@ -71,7 +73,8 @@ def build_model(
     tokenizer: Any,
     init_folder: Path | None = None,
 ) -> PalModel:
-    """The run's model, on the CPU (or partitioned, where the engine has prepared `transformers` for that).
+    """The run's model, on the CPU (or partitioned, where the engine has prepared `transformers` for
+    that).
 
     stamps: by stream, the `store.json` of its features. init_folder: a finished run's model.
 
@@ -141,10 +144,12 @@ def _load_same_form(
     ]
     if differences:
         raise ModelError(
-            f"the model in {folder} is of another form than this run; start from one of the same form, or from "
+            f"the model in {folder} is of another form than this run; start from one of the same "
+            "form, or from "
             "a bare LLM:\n  " + "\n  ".join(differences)
         )
-    return PalModel.from_pretrained(folder, dtype=dtype)
+    model: PalModel = PalModel.from_pretrained(folder, dtype=dtype)
+    return model
 
 
 def _is_pal(folder: Path) -> bool:
@@ -159,7 +164,9 @@ def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"template.chat_template: {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"template.chat_template: {path} cannot be read: {error.strerror}"
+        ) from error
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

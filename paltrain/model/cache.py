@@ -1,7 +1,9 @@
-"""The cache of generation: each conversation is a row, and every layer knows how many keys each row has.
+"""The cache of generation: each conversation is a row, and every layer knows how many keys each row
+has.
 
-Layers without audio hold fewer keys than those with it, which one mask for all layers could not say. The rows are
-the ordinary ones of `transformers` (B, K, longest, H), filled from the left, so beams reorder as usual.
+Layers without audio hold fewer keys than those with it, which one mask for all layers could not
+say. The rows are the ordinary ones of `transformers` (B, K, longest, H), filled from the left, so
+beams reorder as usual.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
 
     llm_config: a `transformers` decoder's configuration (or its dictionary).
     streams: by name, in the order in which they stand within a clip:
-        route ("plits" or "lal"), width (of the encoder's features), connector (the fields of `ConnectorConfig`),
-        layers ("all", {"start": k} or a list), layer_projection ("shared", "linear", "mlp"),
-        encoder (the stamp of the feature store, so that a processor can rebuild the encoder).
+        route ("plits" or "lal"), width (of the encoder's features), connector (the fields of
+        `ConnectorConfig`), layers ("all", {"start": k} or a list), layer_projection ("shared",
+        "linear", "mlp"), encoder (the stamp of the feature store, so that a processor can rebuild
+        the encoder).
     attention_backend: `auto`, `flash_attn`, `torch` or `sdpa`.
     template: the fields of `ChatTemplate` that training used.
     """
@@ -36,7 +37,7 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
             llm_config = AutoConfig.for_model(**llm_config)
         elif llm_config is None:
             llm_config = AutoConfig.for_model("llama")
-        self.llm_config = llm_config
+        self.llm_config: Any = llm_config
         self.streams = streams or {}
         self.attention_backend = attention_backend
         self.template = template or {}

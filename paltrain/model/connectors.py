@@ -1,10 +1,11 @@
 """Connectors: an encoder's frames become audio tokens of the LLM's width.
 
-`mlp` joins `frame_stack` neighbouring frames into one token (two linear layers, LLaVA's form); `resampler` lets
-learned latents look at the clip's frames (Perceiver / Q-Former's form), so that every clip has `n_latents` tokens.
-Clips are packed end to end and never padded into the LLM.
+`mlp` joins `frame_stack` neighbouring frames into one token (two linear layers, LLaVA's form);
+`resampler` lets learned latents look at the clip's frames (Perceiver / Q-Former's form), so that
+every clip has `n_latents` tokens. Clips are packed end to end and never padded into the LLM.
 
-Notation: F frames and A audio tokens of all clips of a stream, C clips, W encoder width, D the LLM's width.
+Notation: F frames and A audio tokens of all clips of a stream, C clips, W encoder width, D the
+LLM's width.
 """
 
 from __future__ import annotations
@@ -22,17 +23,6 @@ from paltrain.batch import IntArray, PackedFeatures
 CONNECTORS = ("mlp", "resampler")
 
 
-def n_audio_tokens(n_frames: IntArray, connector: Mapping[str, Any]) -> IntArray:
-    """How many audio tokens clips of `n_frames` frames take; none for a clip without frames.
-
-    connector: the fields of `ConnectorConfig` (type, frame_stack, n_latents).
-    """
-    n_frames = np.asarray(n_frames, np.int64)
-    if connector["type"] == "resampler":
-        return np.where(n_frames > 0, connector["n_latents"], 0).astype(np.int64)
-    return -(-n_frames // int(connector["frame_stack"]))
-
-
 def build_connector(connector: Mapping[str, Any], *, width: int, model_width: int) -> nn.Module:
     """connector: the fields of `ConnectorConfig`. width: W; model_width: D."""
     hidden = connector.get("hidden_width") or model_width
@@ -48,7 +38,8 @@ def build_connector(connector: Mapping[str, Any], *, width: int, model_width: in
 
 
 class MlpConnector(nn.Module):
-    """(F, W) -> (A, D): stacked frames through two linear layers; a clip's last stack is filled with zeros."""
+    """(F, W) -> (A, D): stacked frames through two linear layers; a clip's last stack is filled
+    with zeros."""
 
     def __init__(self, width: int, model_width: int, *, hidden: int, frame_stack: int) -> None:
         super().__init__()
@@ -77,7 +68,8 @@ class MlpConnector(nn.Module):
 
 
 class Resampler(nn.Module):
-    """(F, W) -> (C' * n_latents, D), C' the clips that have frames: latents look at their clip's frames."""
+    """(F, W) -> (C' * n_latents, D), C' the clips that have frames: latents look at their clip's
+    frames."""
 
     def __init__(
         self, width: int, model_width: int, *, n_latents: int, n_heads: int, n_layers: int
@@ -95,7 +87,8 @@ class Resampler(nn.Module):
         return latents.flatten(0, 1)
 
     def _pad(self, features: PackedFeatures) -> tuple[Tensor, Tensor]:
-        """(C', longest, D) frames with their sinusoidal positions, and (C', longest) True at padding."""
+        """(C', longest, D) frames with their sinusoidal positions, and (C', longest) True at
+        padding."""
         lengths = features.n_frames[features.n_frames > 0]
         projected: Tensor = self.project(features.values.to(self.project.weight.dtype))
         clips = projected.split(lengths.tolist())
@@ -143,7 +136,8 @@ class LayerProjection(nn.Module):
 
 
 def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
-    """(length, width) sine and cosine positions (Attention Is All You Need, 3.5), dtype and device of `like`."""
+    """(length, width) sine and cosine positions (Attention Is All You Need, 3.5), dtype and
+    device of `like`."""
     rates = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, device=like.device) / width)
     angles = torch.arange(length, device=like.device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)

@@ -1,7 +1,9 @@
-"""What generation needs around `transformers`' own loop: prompts without their last tokens, answers cut at the end.
+"""What generation needs around `transformers`' own loop: prompts without their last tokens, answers
+cut at the end.
 
-The loop only ever decodes. The prompts but for each conversation's last text token are run once, packed, with their
-shared beginnings shared; then every step, the first included, feeds one token a conversation.
+The loop only ever decodes. The prompts but for each conversation's last text token are run once,
+packed, with their shared beginnings shared; then every step, the first included, feeds one token a
+conversation.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from paltrain.errors import ModelError
 
 
 def without_last_tokens(batch: Batch) -> tuple[Batch, Tensor]:
-    """The batch without the last text token of each leaf, and those tokens (B,), in the order of leaves."""
+    """The batch without the last text token of each leaf, and those tokens (B,), in the order of
+    leaves."""
     leaves = batch.leaves
     if batch.is_clip[leaves].any() or not batch.n_tokens[leaves].all():
         raise ModelError(
-            "a prompt ends in a clip: at least one text token must follow it, for only text has queries"
+            "a prompt ends in a clip: at least one text token must follow it, for only text has "
+            "queries"
         )
     last = torch.from_numpy(np.cumsum(batch.n_tokens)[leaves] - 1)
     keep = torch.ones(len(batch.token_ids), dtype=torch.bool)

@@ -1,18 +1,21 @@
-"""LAL: audio as keys and values of the text's attention, inside an unmodified `transformers` decoder.
+"""LAL: audio as keys and values of the text's attention, inside an unmodified `transformers`
+decoder.
 
-One function is registered with `AttentionInterface` and chosen for the LLM. The decoder runs the packed rows as
-one sequence; its layers call this function, which adds the layer's audio keys and values and hands all to
-`varlen_attention`. Per layer l and LAL stream (DESIGN: LAL, exactly; PAL paper, LAL section):
+One function is registered with `AttentionInterface` and chosen for the LLM. The decoder runs the
+packed rows as one sequence; its layers call this function, which adds the layer's audio keys and
+values and hands all to `varlen_attention`. Per layer l and LAL stream (DESIGN: LAL, exactly; PAL
+paper, LAL section):
 
     A_l  = P_l(z)                                 z: the connector's output
     k, v = W_K, W_V of layer l applied to input_layernorm_l(A_l), k_norm where the family has one
     k    = RoPE(k) at the audio's own positions
 
-No audio row is ever a query, so o_proj and the FFN never see one. What the decoder needs to know travels as one
-keyword argument, `pal`, through `transformers`' own keyword arguments: a `PackedContext` (training, prefill) or a
-`DecodeContext` (generation behind a prefill).
+No audio row is ever a query, so o_proj and the FFN never see one. What the decoder needs to know
+travels as one keyword argument, `pal`, through `transformers`' own keyword arguments: a
+`PackedContext` (training, prefill) or a `DecodeContext` (generation behind a prefill).
 
-Notation: R rows, A audio tokens, S = all keys gathered for the segments, N heads, K kv heads, H head dim, D width.
+Notation: R rows, A audio tokens, S = all keys gathered for the segments, N heads, K kv heads, H
+head dim, D width.
 """
 
 from __future__ import annotations
@@ -66,7 +69,8 @@ class DevicePlan:
 
 @dataclass(frozen=True)
 class AudioStates:
-    """One LAL stream of a batch. states: (A, D). rope: cos and sin, each (1, A, H). projections: P_l by layer."""
+    """One LAL stream of a batch. states: (A, D). rope: cos and sin, each (1, A, H). projections:
+    P_l by layer."""
 
     states: Tensor
     rope: tuple[Tensor, Tensor]
@@ -97,8 +101,9 @@ class AttentionContext(Protocol):
 class PackedContext:
     """Training and prefill: the packed rows of a batch.
 
-    streams_at: by layer, the names of the LAL streams that are present, in config order. plans: by such a tuple.
-    layers: the decoder's layers (for their input_layernorm). cache: filled on the way, where generation follows.
+    streams_at: by layer, the names of the LAL streams that are present, in config order. plans: by
+    such a tuple. layers: the decoder's layers (for their input_layernorm). cache: filled on the
+    way, where generation follows.
     """
 
     streams_at: tuple[tuple[str, ...], ...]
@@ -175,7 +180,15 @@ class DecodeContext:
         cu_seqlens_q = torch.arange(n + 1, dtype=torch.int32, device=q.device)
         q_BNH = q[:, :, 0].contiguous()
         out = varlen_attention(
-            q_BNH, k, v, cu_seqlens_q, cu_seqlens_k, 1, int(lengths.max()), scale=scale, backend=self.backend
+            q_BNH,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            1,
+            int(lengths.max()),
+            scale=scale,
+            backend=self.backend,
         )
         return out[:, None]
 
@@ -204,7 +217,8 @@ def _attention(
         raise ModelError("an attention mask reached packed attention, whose segments say it all")
     if sliding_window is not None and pal.longest_span() > sliding_window:
         raise ModelError(
-            f"a conversation spans {pal.longest_span()} positions, over the LLM's sliding window of "
+            f"a conversation spans {pal.longest_span()} positions, over the LLM's sliding window "
+            "of "
             f"{sliding_window}: shorten it, or set sliding_window to null in the LLM's config"
         )
     return pal.attend(module, query, key, value, scale=scaling), None
@@ -220,18 +234,21 @@ def install(llm: PreTrainedModel) -> None:
     if config.model_type not in FAMILIES:
         raise ModelError(
             f"LLM family '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}. "
-            "It needs q/k/v projections and input_layernorm per layer, RoPE by apply_rotary_pos_emb, "
+            "It needs q/k/v projections and input_layernorm per layer, RoPE by "
+            "apply_rotary_pos_emb, "
             "and an attention that goes through transformers' AttentionInterface"
         )
     rope = rope_type(config)
     if rope not in ROPE_TYPES:
         raise ModelError(
-            f"RoPE type '{rope}' depends on the length of the sequence, so audio keys cannot be rotated apart; "
+            f"RoPE type '{rope}' depends on the length of the sequence, so audio keys cannot be "
+            "rotated apart; "
             f"supported: {', '.join(ROPE_TYPES)}"
         )
     if getattr(config, "attention_dropout", 0.0):
         raise ModelError(
-            f"attention_dropout is {config.attention_dropout}, packed attention has none: set it to 0"
+            f"attention_dropout is {config.attention_dropout}, packed attention has none: set it "
+            "to 0"
         )
     AttentionInterface.register(ATTENTION_NAME, _attention)
     llm.set_attn_implementation(ATTENTION_NAME)
@@ -262,7 +279,8 @@ def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, .
         bad = [layer for layer in chosen if not 0 <= layer < n_layers]
     else:
         raise ModelError(
-            f"stream '{stream}': layers is {layers!r}; valid: all, {{start: k}}, or a list of layer numbers"
+            f"stream '{stream}': layers is {layers!r}; valid: all, {{start: k}}, or a list of "
+            "layer numbers"
         )
     if bad:
         raise ModelError(

@@ -1,9 +1,11 @@
-"""Where everything of a packed batch lies: rows, positions, and which keys each run of rows may look at.
+"""Where everything of a packed batch lies: rows, positions, and which keys each run of rows may
+look at.
 
 A batch is a forest of pieces (`paltrain.batch`). Here every piece gets
   - rows: the places that have a query. Text tokens, and the audio tokens of PLITS streams;
-  - positions: a clip behind k tokens owns k .. k + A - 1, its streams one after the other in config order, LAL
-    streams first; what comes after starts at k + A. So text stands where it would stand under PLITS;
+  - positions: a clip behind k tokens owns k .. k + A - 1, its streams one after the other in config
+    order, LAL streams first; what comes after starts at k + A. So text stands where it would stand
+    under PLITS;
   - LAL keys: audio tokens that are looked at and never look.
 
     piece            text "a b"   clip (LAL 3, PLITS 2)      text "c d"
@@ -11,9 +13,10 @@ A batch is a forest of pieces (`paltrain.batch`). Here every piece gets
     position          0  1         2  3  4   5  6              7  8
     LAL key           .  .         0  1  2   .  .              .  .
 
-The rows are cut into segments for `varlen_attention`. A segment begins where plain causality ends: at a clip with
-LAL keys, and at every branch of the tree. Keys are gathered from `[rows; LAL keys of stream 1; stream 2; ...]` by
-one index, per set of streams that are present at a layer (`attention_plan`):
+The rows are cut into segments for `varlen_attention`. A segment begins where plain causality ends:
+at a clip with LAL keys, and at every branch of the tree. Keys are gathered from `[rows; LAL keys of
+stream 1; stream 2; ...]` by one index, per set of streams that are present at a layer
+(`attention_plan`):
 
     segment   rows      keys
     0         0 1       r0 r1
@@ -39,9 +42,9 @@ Range = tuple[int, int]  # first and past-the-last
 class AttentionPlan:
     """The segments of all rows for one set of LAL streams.
 
-    cu_seqlens_q, cu_seqlens_k: (G + 1,) int32. key_index: (S,) int64 into `[rows; keys of the streams]`, or None
-    where the keys are just the rows. path_index, cu_path: the keys of every whole conversation (leaf), for the
-    cache of generation, likewise.
+    cu_seqlens_q, cu_seqlens_k: (G + 1,) int32. key_index: (S,) int64 into `[rows; keys of the
+    streams]`, or None where the keys are just the rows. path_index, cu_path: the keys of every
+    whole conversation (leaf), for the cache of generation, likewise.
     """
 
     cu_seqlens_q: IntArray
@@ -64,8 +67,9 @@ class Layout:
 
     lal, plits: for each stream of that route, in config order, the audio tokens of every clip (C,).
 
-    n_rows: R. text_rows: (T,) the row of each text token. plits_rows: by stream, (A,) the row of each audio token.
-    row_positions: (R,). lal_positions: by stream, (A,). end_positions: (P,) the position behind each piece.
+    n_rows: R. text_rows: (T,) the row of each text token. plits_rows: by stream, (A,) the row of
+    each audio token. row_positions: (R,). lal_positions: by stream, (A,). end_positions: (P,) the
+    position behind each piece.
     """
 
     def __init__(
@@ -125,16 +129,18 @@ class Layout:
     def attention_plan(self, streams: Sequence[str], n_keys: Mapping[str, int]) -> AttentionPlan:
         """The segments at a layer where the LAL `streams` (config order) are present.
 
-        n_keys: audio tokens of each stream in its tensor; at least the sum over clips (a stream without any audio
-        in the batch brings a dummy token that no segment gathers).
+        n_keys: audio tokens of each stream in its tensor; at least the sum over clips (a stream
+        without any audio in the batch brings a dummy token that no segment gathers).
         """
         offsets = np.cumsum([self.n_rows, *(n_keys[name] for name in streams)])
         keys_of_clip = [
             [
                 (int(offset + start), int(offset + start + n))
                 for offset, start, n in zip(
-                    offsets, (_starts(self._lal[s])[c] for s in streams),
-                    (self._lal[s][c] for s in streams), strict=False,
+                    offsets,
+                    (_starts(self._lal[s])[c] for s in streams),
+                    (self._lal[s][c] for s in streams),
+                    strict=False,
                 )
                 if n
             ]

@@ -7,10 +7,12 @@
       4. decoder:     the unmodified LLM; LAL streams join as keys and values (`paltrain.model.lal`)
       5. loss:        cross-entropy of the target rows only, summed
 
-Every audio module runs for every batch: a stream without audio is fed one zero frame, which no segment gathers (LAL)
-or which is added times zero (PLITS). So all ranks of a sharded run do the same work in the same order.
+Every audio module runs for every batch: a stream without audio is fed one zero frame, which no
+segment gathers (LAL) or which is added times zero (PLITS). So all ranks of a sharded run do the
+same work in the same order.
 
-Notation: T text tokens, R rows, A audio tokens, M targets, B conversations, D the LLM's width, V vocabulary.
+Notation: T text tokens, R rows, A audio tokens, M targets, B conversations, D the LLM's width, V
+vocabulary.
 """
 
 from __future__ import annotations
@@ -23,34 +25,47 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from paltrain.batch import Batch, BatchBuilder, IntArray, PackedFeatures
 from paltrain.errors import ModelError, unknown_name
 from paltrain.model import lal
+from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.cache import ConversationCache
 from paltrain.model.configuration import ROUTES, PalConfig
-from paltrain.model.connectors import LayerProjection, build_connector, n_audio_tokens
+from paltrain.model.connectors import LayerProjection, build_connector
 from paltrain.model.generation import finished_answers, without_last_tokens
 from paltrain.model.layout import Layout
 
 
 @dataclass
 class PalOutput:
-    """loss_sum: scalar float32, the weighted sum of cross-entropies. n_targets: the sum of weights."""
+    """loss_sum: scalar float32, the weighted sum of cross-entropies. n_targets: the sum of
+    weights."""
 
     loss_sum: Tensor
     n_targets: float
 
 
 class AudioStream(nn.Module):
-    """One encoder's way into the LLM: its connector and, for LAL, the P_l of the layers it reaches."""
+    """One encoder's way into the LLM: its connector and, for LAL, the P_l of the layers it
+    reaches."""
 
-    def __init__(self, spec: Mapping[str, Any], *, model_width: int, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], *, model_width: int, layers: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.spec = dict(spec)
-        self.connector = build_connector(spec["connector"], width=spec["width"], model_width=model_width)
+        self.connector = build_connector(
+            spec["connector"], width=spec["width"], model_width=model_width
+        )
         kind = spec["layer_projection"]
         projected = layers if spec["route"] == "lal" and kind != "shared" else ()
         self.layer_projections = nn.ModuleDict(
@@ -68,7 +83,8 @@ class AudioStream(nn.Module):
 
 
 class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """An LLM with audio streams, each by its route. See the module's docstring for the five steps."""
+    """An LLM with audio streams, each by its route. See the module's docstring for the five
+    steps."""
 
     config_class = PalConfig
     base_model_prefix = ""
@@ -78,21 +94,29 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     _supports_flash_attn = True
 
     def __init__(self, config: PalConfig, llm: PreTrainedModel | None = None) -> None:
-        """llm: an already loaded decoder; without one a random one is made from `config.llm_config`."""
+        """llm: an already loaded decoder; without one a random one is made from
+        `config.llm_config`."""
         super().__init__(config)
-        self.llm: Any = llm if llm is not None else AutoModelForCausalLM.from_config(config.llm_config)
+        self.llm: Any = (
+            llm if llm is not None else AutoModelForCausalLM.from_config(config.llm_config)
+        )
         n_layers = config.llm_config.num_hidden_layers
-        layers = {name: _check_stream(name, spec, n_layers) for name, spec in config.streams.items()}
+        layers = {
+            name: _check_stream(name, spec, n_layers) for name, spec in config.streams.items()
+        }
         self.streams = nn.ModuleDict(
             {
-                name: AudioStream(spec, model_width=config.llm_config.hidden_size, layers=layers[name])
+                name: AudioStream(
+                    spec, model_width=config.llm_config.hidden_size, layers=layers[name]
+                )
                 for name, spec in config.streams.items()
             }
         )
         lal.install(self.llm)
         lal_streams = [name for name in config.streams if self._route(name) == "lal"]
         self._streams_at = tuple(
-            tuple(name for name in lal_streams if layer in layers[name]) for layer in range(n_layers)
+            tuple(name for name in lal_streams if layer in layers[name])
+            for layer in range(n_layers)
         )
         self.post_init()
 
@@ -134,21 +158,24 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> PalOutput | CausalLMOutputWithPast:
-        """The loss of a packed batch; or, for `generate`, one more token for each cached conversation.
+        """The loss of a packed batch; or, for `generate`, one more token for each cached
+        conversation.
 
-        input_ids: (B, 1), with past_key_values: their cache. attention_mask: what `generate` makes of it, all
-        ones; each layer's cache knows its lengths, so it is not read.
+        input_ids: (B, 1), with past_key_values: their cache. attention_mask: what `generate` makes
+        of it, all ones; each layer's cache knows its lengths, so it is not read.
         """
         if batch is None:
-            assert input_ids is not None and past_key_values is not None
+            assert input_ids is not None
+            assert past_key_values is not None
             return self._decode(input_ids, past_key_values)
-        logits = self._run(batch, self._rows_of(batch, batch.target_rows))
+        logits = self._run(batch, self.layout(batch), batch.target_rows)
         losses = F.cross_entropy(logits.float(), batch.target_ids, reduction="none")
         return PalOutput((losses * batch.target_weights).sum(), float(batch.target_weights.sum()))
 
     def text_logits(self, batch: Batch) -> Tensor:
         """(T, V): the logits at every text token."""
-        return self._run(batch, self._rows_of(batch, torch.arange(len(batch.token_ids))))
+        every = torch.arange(len(batch.token_ids), device=batch.token_ids.device)
+        return self._run(batch, self.layout(batch), every)
 
     def layout(self, batch: Batch) -> Layout:
         """Where everything of `batch` lies, by this model's streams and connectors."""
@@ -163,21 +190,22 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Audio tokens of clips that have `n_frames` frames in `stream`."""
         return n_audio_tokens(n_frames, self.config.streams[stream]["connector"])
 
-    def _rows_of(self, batch: Batch, text_tokens: Tensor) -> Tensor:
-        rows = torch.from_numpy(self.layout(batch).text_rows).to(text_tokens.device)
-        return rows[text_tokens]
-
-    def _run(self, batch: Batch, rows: Tensor, cache: ConversationCache | None = None) -> Tensor:
-        """Logits (len(rows), V) at `rows` of the packed sequence."""
+    def _run(
+        self,
+        batch: Batch,
+        layout: Layout,
+        text_tokens: Tensor,
+        cache: ConversationCache | None = None,
+    ) -> Tensor:
+        """Logits (M, V) at `text_tokens` (M,), numbered as in `batch.token_ids`."""
         _check_features(batch, self.config.streams)
-        layout = self.layout(batch)
         audio = {name: stream(batch.features.get(name)) for name, stream in self.streams.items()}
         embeddings = self._embed(batch, layout, audio)
         out = self.llm(
             inputs_embeds=embeddings,
             position_ids=torch.from_numpy(layout.row_positions).to(embeddings.device)[None],
             use_cache=False,
-            logits_to_keep=rows,
+            logits_to_keep=torch.from_numpy(layout.text_rows).to(text_tokens.device)[text_tokens],
             pal=self._context(layout, audio, cache),
         )
         logits: Tensor = out.logits[0]
@@ -186,15 +214,15 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def _embed(self, batch: Batch, layout: Layout, audio: Mapping[str, Tensor]) -> Tensor:
         """(1, R, D): text embeddings and PLITS audio tokens in their rows."""
         text = self.llm.get_input_embeddings()(batch.token_ids)
-        parts, index = [text], [layout.text_rows]
-        for name, rows in layout.plits_rows.items():
-            text = text + 0.0 * audio[name].sum() if not len(rows) else text
-            parts = [text, *parts[1:], *([audio[name]] if len(rows) else [])]
-            index += [rows] if len(rows) else []
-        if len(parts) == 1:
+        heard = {name: rows for name, rows in layout.plits_rows.items() if len(rows)}
+        for name in layout.plits_rows.keys() - heard.keys():
+            text = text + 0.0 * audio[name].sum()  # the dummy of a stream without audio
+        if not heard:
             return text[None]
-        order = np.argsort(np.concatenate(index), kind="stable")
-        return torch.cat(parts)[torch.from_numpy(order).to(text.device)][None]
+        order = np.argsort(np.concatenate([layout.text_rows, *heard.values()]))
+        rows_RD = torch.cat([text, *(audio[name] for name in heard)])
+        embeddings: Tensor = rows_RD[torch.from_numpy(order).to(text.device)][None]
+        return embeddings
 
     def _context(
         self, layout: Layout, audio: Mapping[str, Tensor], cache: ConversationCache | None
@@ -238,7 +266,8 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         """Continue every conversation (leaf) of `batch` by `transformers`' own generation loop.
 
         batch: prompts; each leaf ends in at least one text token.
-        options: of `transformers`' `generate` (max_new_tokens, do_sample, temperature, num_beams, ...).
+        options: of `transformers`' `generate` (max_new_tokens, do_sample, temperature, num_beams,
+        ...).
 
         Returns:
             (B, longest) int64, the new tokens only, in the order of `batch.leaves`.
@@ -274,13 +303,15 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return finished_answers(tokens, eos_token_id)
 
     def _fill_cache(self, prompts: Batch) -> ConversationCache:
-        """Run the prompts once, shared beginnings once, and keep every conversation's keys and values."""
-        end = self.layout(prompts).end_positions[prompts.leaves]
+        """Run the prompts once, shared beginnings once, and keep every conversation's keys and
+        values."""
+        layout = self.layout(prompts)
+        end = layout.end_positions[prompts.leaves]
         cache = ConversationCache(
             self.config.llm_config.num_hidden_layers,
             torch.from_numpy(end).to(prompts.token_ids.device),
         )
-        self._run(prompts, torch.zeros(0, dtype=torch.int64, device=prompts.token_ids.device), cache)
+        self._run(prompts, layout, prompts.target_rows, cache)
         return cache
 
     def _decode(self, input_ids: Tensor, cache: ConversationCache) -> CausalLMOutputWithPast:
@@ -311,7 +342,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         )
         return expanded
 
-    # ---- the rest that transformers and training ask for -------------------------------------------
+    # ---- the rest that transformers and training ask for -----------------------------------------
 
     def dummy_batch(self) -> Batch:
         """One text token with a target of weight 0: what a rank without a visit runs."""
@@ -335,7 +366,8 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
         llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder that "
+            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder "
+            "that "
             "`save_pretrained` wrote, or a hub name that is in the local cache"
         ) from error
     return llm

@@ -1,7 +1,8 @@
 """`PalProcessor`: text and recordings in, a prompt batch out; token ids in, text out.
 
-It reads all it needs from an exported model's folder: the tokenizer, the template's fields, and for each stream the
-stamp of its features, from which the encoder is rebuilt. So a model hears at answer time what it heard in training.
+It reads all it needs from an exported model's folder: the tokenizer, the template's fields, and for
+each stream the stamp of its features, from which the encoder is rebuilt. So a model hears at answer
+time what it heard in training.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from paltrain.model.configuration import PalConfig
 from paltrain.model.template import ChatTemplate, TemplateFields
 from paltrain.model.tokenization import load_tokenizer
 
-Recording = str | Path | tuple[NDArray[np.float32], int]  # a file, or (waveform (n,), sample rate in Hz)
+Recording = (
+    str | Path | tuple[NDArray[np.float32], int]
+)  # a file, or (waveform (n,), sample rate in Hz)
 Features = Mapping[str, NDArray[np.float32]]  # by stream, (n_frames, width)
 
 
@@ -42,7 +45,8 @@ class PalProcessor:
         return cls(PalConfig.from_pretrained(folder), load_tokenizer(str(folder)))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the tokenizer; template and encoders stand in the model's config, which is written too."""
+        """Write the tokenizer; template and encoders stand in the model's config, which is
+        written too."""
         self.tokenizer.save_pretrained(folder)
         self.config.save_pretrained(folder)
 
@@ -54,10 +58,12 @@ class PalProcessor:
         """A prompt batch: one conversation a text, each about its recordings.
 
         text: instructions; `<|audio|>` says where a clip stands (default: before the instruction).
-        audio: one entry a text: a recording, several, or None. A single text takes a single recording too.
+        audio: one entry a text: a recording, several, or None. A single text takes a single
+        recording too.
 
         Raises:
-            AudioError: a recording cannot be read. ManifestError: placeholders and recordings differ in number.
+            AudioError: a recording cannot be read. ManifestError: placeholders and recordings
+            differ in number.
         """
         texts = [text] if isinstance(text, str) else list(text)
         recordings = _per_text(audio, len(texts))
@@ -67,7 +73,9 @@ class PalProcessor:
             rendered = self.template.render([(instruction, None)], n_clips=len(features))
             piece = builder.add_text(rendered.texts[0])
             for clip, following in zip(features, rendered.texts[1:], strict=True):
-                piece = builder.add_clip({name: len(values) for name, values in clip.items()}, piece)
+                piece = builder.add_clip(
+                    {name: len(values) for name, values in clip.items()}, piece
+                )
                 piece = builder.add_text(following, piece)
             clips += features
             builder.add_id(instruction)
@@ -113,9 +121,10 @@ def _per_text(audio: Any, n_texts: int) -> list[list[Recording]]:
         audio = [audio]
     if len(audio) != n_texts:
         raise ModelError(
-            f"{len(audio)} entries of audio for {n_texts} texts: give one a text (None where there is none)"
+            f"{len(audio)} entries of audio for {n_texts} texts: give one a text (None where there "
+            "is none)"
         )
-    lists = []
+    lists: list[list[Recording]] = []
     for entry in audio:
         if entry is None:
             lists.append([])
@@ -134,6 +143,7 @@ def _encoder_fields(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     stamp = spec.get("encoder") or {}
     if "encoder" not in stamp:
         raise ModelError(
-            f"stream '{name}' does not say which encoder made its features: export the model from its run again"
+            f"stream '{name}' does not say which encoder made its features: export the model from "
+            "its run again"
         )
     return dict(stamp["encoder"])

@@ -1,12 +1,14 @@
-"""A question as tokens: the chat template's text, cut at the audio placeholders, answers marked as targets.
+"""A question as tokens: the chat template's text, cut at the audio placeholders, answers marked as
+targets.
 
-    system, user, assistant turns ──chat template──> text ──cut──> runs of text between clips ──> token ids
+    system, user, assistant turns ──chat template──> text ──cut──> runs of text between clips ──>
+    token ids
 
     "<|user|>Listen: " <|audio|> " Which sound?<|assistant|>"   "a bell<|eos|>"
      texts[0]            clip      texts[1] ..................... and its targets
 
-The placeholder is split out before tokenisation and is no token: the vocabulary stays as it was. Prompt and
-answer are tokenised apart, as they are when the model answers.
+The placeholder is split out before tokenisation and is no token: the vocabulary stays as it was.
+Prompt and answer are tokenised apart, as they are when the model answers.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ Span = tuple[str, bool]  # text, and whether it is to be predicted
 class TemplateFields:
     """What, beside the tokenizer, decides how a question becomes tokens.
 
-    chat_template: jinja source; None: the tokenizer's own. date_string: for templates that would insert today's.
-    max_text_tokens: prompt and answer together; a longer one is refused, or its answer's end is cut.
+    chat_template: jinja source; None: the tokenizer's own. date_string: for templates that would
+    insert today's. max_text_tokens: prompt and answer together; a longer one is refused, or its
+    answer's end is cut.
     """
 
     system: str | None = None
@@ -45,7 +48,9 @@ class TemplateFields:
 class ChatTemplate:
     """Renders questions with one tokenizer. `fields` and `hash` say how."""
 
-    def __init__(self, tokenizer: Any, fields: TemplateFields | None = None, **changes: Any) -> None:
+    def __init__(
+        self, tokenizer: Any, fields: TemplateFields | None = None, **changes: Any
+    ) -> None:
         """tokenizer: a `transformers` tokenizer. fields or changes: of `TemplateFields`."""
         self.tokenizer = tokenizer
         self.fields = TemplateFields(**(asdict(fields or TemplateFields()) | changes))
@@ -58,22 +63,26 @@ class ChatTemplate:
             raise ModelError("the tokenizer has no end token (eos_token), which ends every answer")
 
     def render(self, turns: Sequence[tuple[str, str | None]], n_clips: int) -> RenderedQuestion:
-        """Turns of (instruction, answer) about `n_clips` clips; a last answer None leaves the prompt open.
+        """Turns of (instruction, answer) about `n_clips` clips; a last answer None leaves the
+        prompt open.
 
         Raises:
-            ManifestError: placeholders and clips differ in number, or the text is over max_text_tokens.
-            ModelError: the chat template cannot be cut into prompts and answers.
+            ManifestError: placeholders and clips differ in number, or the text is over
+            max_text_tokens. ModelError: the chat template cannot be cut into prompts and answers.
         """
         spans = self._spans(_with_placeholders(turns, n_clips))
         texts, targets = [], []
         for run in _cut_at_clips(spans):
             tokens = [self._tokenize(text) for text, _ in run]
             texts.append(np.array([t for part in tokens for t in part], np.int64))
-            is_target = [is_answer for (_, is_answer), part in zip(run, tokens, strict=True) for _ in part]
+            is_target = [
+                is_answer for (_, is_answer), part in zip(run, tokens, strict=True) for _ in part
+            ]
             targets.append(np.array(is_target, bool))
             if targets[-1][:1].any():
                 raise ModelError(
-                    "an answer follows a clip at once: no text token in between has heard the clip; "
+                    "an answer follows a clip at once: no text token in between has heard the "
+                    "clip; "
                     "the chat template must put one there"
                 )
             if self.fields.loss_on_prompt:
@@ -123,7 +132,8 @@ class ChatTemplate:
             n_answer = int(targets[-1].sum())
             if not self.fields.truncate_text or n_cut >= n_answer:
                 raise ManifestError(
-                    f"prompt and answer are {n_tokens} tokens ({n_answer} of them the answer), over "
+                    f"prompt and answer are {n_tokens} tokens ({n_answer} of them the answer), "
+                    "over "
                     f"max_text_tokens={limit}: raise it, or set truncate_text to cut the answer"
                 )
             texts[-1], targets[-1] = texts[-1][:-n_cut], targets[-1][:-n_cut]
@@ -133,15 +143,19 @@ class ChatTemplate:
 def _with_placeholders(
     turns: Sequence[tuple[str, str | None]], n_clips: int
 ) -> list[tuple[str, str | None]]:
-    """Turns that hold one placeholder a clip: where none is written, all stand before the first instruction."""
+    """Turns that hold one placeholder a clip: where none is written, all stand before the first
+    instruction."""
     written = sum(instruction.count(AUDIO_PLACEHOLDER) for instruction, _ in turns)
     if any(answer is not None and AUDIO_PLACEHOLDER in answer for _, answer in turns):
-        raise ManifestError(f"an answer contains {AUDIO_PLACEHOLDER}: clips stand in instructions only")
+        raise ManifestError(
+            f"an answer contains {AUDIO_PLACEHOLDER}: clips stand in instructions only"
+        )
     if written == n_clips:
         return list(turns)
     if written:
         raise ManifestError(
-            f"the instructions have {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a clip, or none"
+            f"the instructions have {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a "
+            "clip, or none"
         )
     (instruction, answer), *rest = turns
     return [(AUDIO_PLACEHOLDER * n_clips + "\n" + instruction, answer), *rest]
@@ -160,7 +174,8 @@ def _cut_at_clips(spans: Sequence[Span]) -> list[list[Span]]:
 def _rest(text: str, beginning: str) -> str:
     if not text.startswith(beginning):
         raise ModelError(
-            "the chat template rewrites earlier turns when a later one is added, so prompt and answer cannot "
+            "the chat template rewrites earlier turns when a later one is added, so prompt and "
+            "answer cannot "
             "be told apart: use one that only appends, through template.chat_template"
         )
     return text[len(beginning) :]

@@ -1,7 +1,7 @@
 """Tokenizers: load one, train one, and name one by a hash without loading it (no torch here).
 
-The hash covers what decides token ids and the chat text (`tokenizer.json` and the chat template), so that length
-tables made with it can be found on a login node.
+The hash covers what decides token ids and the chat text (`tokenizer.json` and the chat template),
+so that length tables made with it can be found on a login node.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ def load_tokenizer(name_or_path: str) -> Any:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"tokenizer '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder with "
+            f"tokenizer '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a "
+            "folder with "
             "tokenizer.json, or a hub name that is in the local cache"
         ) from error
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer with a plain chat template, trained on `texts`; the same texts give the same."""
+    """A byte-level BPE tokenizer with a plain chat template, trained on `texts`; the same texts
+    give the same."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,7 +103,8 @@ def _tokenizer_file(name_or_path: str, file: str) -> Path:
         found = try_to_load_from_cache(name_or_path, file)
     if not isinstance(found, str | Path):
         raise ModelError(
-            f"tokenizer '{name_or_path}' has no {file} here: give a folder that holds it, or load the hub "
+            f"tokenizer '{name_or_path}' has no {file} here: give a folder that holds it, or load "
+            "the hub "
             f"name once where there is a network (`hf download {name_or_path}`)"
         )
     return Path(found)

@@ -98,7 +98,8 @@ class Forest:
 
 
 def mixed_batch(streams: tuple[str, ...] = ("a",), seed: int = 0) -> Batch:
-    """Questions sharing a clip, one of them going on with a second clip, text alone, a clip at the start."""
+    """Questions sharing a clip, one of them going on with a second clip, text alone, a clip at
+    the start."""
     forest = Forest(seed, streams)
     trunk = forest.text(5)
     clip = forest.clip(7, trunk)

@@ -1,7 +1,9 @@
-"""An independent reference for LAL and PLITS: one conversation, one dense mask, the decoder written out.
+"""An independent reference for LAL and PLITS: one conversation, one dense mask, the decoder written
+out.
 
-It shares no code with `paltrain.model`: tokens of all kinds stand in one sequence in position order; a place of LAL
-audio takes its keys and values from P_l of the connector's output at every layer; a mask says who sees whom.
+It shares no code with `paltrain.model`: tokens of all kinds stand in one sequence in position
+order; a place of LAL audio takes its keys and values from P_l of the connector's output at every
+layer; a mask says who sees whom.
 """
 
 from __future__ import annotations
@@ -62,9 +64,14 @@ def decode(model: Any, x: Tensor, kinds: list[str]) -> Tensor:
     is_lal = torch.tensor([kind in lal for kind in kinds])[:, None]
     decoder = model.llm.get_decoder()
     for number, layer in enumerate(decoder.layers):
-        heard = torch.stack([p_l(model, kind, number, state) for kind, state in zip(kinds, z, strict=True)])
+        heard = torch.stack(
+            [p_l(model, kind, number, state) for kind, state in zip(kinds, z, strict=True)]
+        )
         present = torch.tensor(
-            [k not in lal or number in reach(streams[k]["layers"], len(decoder.layers)) for k in kinds]
+            [
+                k not in lal or number in reach(streams[k]["layers"], len(decoder.layers))
+                for k in kinds
+            ]
         )
         visible = torch.ones(n, n, dtype=torch.bool).tril() & present
         source = layer.input_layernorm(torch.where(is_lal, heard, x))

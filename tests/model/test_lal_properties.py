@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
-from tests.model.dense import conversation_logits
 from torch.utils.flop_counter import FlopCounterMode
 
 from paltrain.batch import Batch, BatchBuilder
 from paltrain.model.modeling import PalModel
+from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
+from tests.model.dense import conversation_logits
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # RMSNorm and RoPE compute in float32 inside the families
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -126,7 +126,7 @@ def test_text_before_a_clip_is_blind_to_it_and_text_behind_hears_it(family: str)
 
 
 def question_batch(conversations: list[list[int]]) -> Batch:
-    """Conversations about clip 0, 1, ...: each a list of questions; equal numbers give equal tokens."""
+    """Conversations about clip 0, 1, ...: lists of questions; equal numbers, equal tokens."""
     builder, values = BatchBuilder(), []
     for questions in conversations:
         clip_number = questions[0] // 10
@@ -158,11 +158,16 @@ def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> N
         "packed apart": [question_batch([[0], [1], [2], [10], [11], [20]])],
         "another order": [question_batch([[20], [11], [0], [10], [2], [1]])],
         "questions of a clip together": [question_batch([[0, 1, 2], [10, 11], [20]])],
-        "some together, two batches": [question_batch([[2, 0], [20]]), question_batch([[11, 10], [1]])],
+        "some together, two batches": [
+            question_batch([[2, 0], [20]]),
+            question_batch([[11, 10], [1]]),
+        ],
     }
     for name, batches in arrangements.items():
         for key, value in total(batches).items():
-            torch.testing.assert_close(value, alone[key], rtol=1e-5, atol=1e-6, msg=f"{name}: {key}")
+            torch.testing.assert_close(
+                value, alone[key], rtol=1e-5, atol=1e-6, msg=f"{name}: {key}"
+            )
 
 
 # ---- 5: cached decoding --------------------------------------------------------------------------
@@ -174,19 +179,21 @@ def test_cached_decoding_equals_the_full_forward_token_by_token(family: str, for
     streams = tuple(FORMS[form])
 
     def forest(answers: list[list[int]]) -> Batch:
-        """Two questions about one clip, one about a longer clip, and text alone, with answers so far."""
+        """Two questions about one clip, one about a longer one, text alone; answers so far."""
         grown = Forest(3, streams)
         shared = grown.clip(7, grown.text(5))
-        leaves = [
-            grown.rng.integers(3, 97, n).tolist() for n in (4, 2, 6, 3)
-        ]
+        leaves = [grown.rng.integers(3, 97, n).tolist() for n in (4, 2, 6, 3)]
         parents = [shared, shared, grown.clip(12, grown.text(2)), -1]
         for prompt, answer, parent in zip(leaves, answers, parents, strict=True):
             grown.builder.add_text(np.array(prompt + answer), parent)
         return grown.build()
 
     generated = model.generate(
-        forest([[], [], [], []]), max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0
+        forest([[], [], [], []]),
+        max_new_tokens=6,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     ).tolist()
     for step in range(6):
         batch = forest([tokens[:step] for tokens in generated])

@@ -1,0 +1,20 @@
+"""How many audio tokens a clip takes: torch-free, since plans and dry runs ask."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def n_audio_tokens(n_frames: NDArray[np.int64], connector: Mapping[str, Any]) -> NDArray[np.int64]:
+    """How many audio tokens clips of `n_frames` frames take; none for a clip without frames.
+
+    connector: the fields of `ConnectorConfig` (type, frame_stack, n_latents).
+    """
+    n_frames = np.asarray(n_frames, np.int64)
+    if connector["type"] == "resampler":
+        return np.where(n_frames > 0, connector["n_latents"], 0).astype(np.int64)
+    return -(-n_frames // int(connector["frame_stack"]))
