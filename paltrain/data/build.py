@@ -1,0 +1,233 @@
+"""From configuration, corpus, stores and length table to the plan of a run's data (a builder).
+
+Torch-free, so that a dry run can ask what a run would do; what is not there yet (a store, a length
+table) leaves the figures that need it out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paltrain.config.schema import DataConfig
+from paltrain.data.lengths import LengthTable
+from paltrain.data.order import Int32Array, VisitOrder
+from paltrain.data.packing import CostModel
+from paltrain.data.plan import Planner, QuestionSizes, questions_that_fit
+from paltrain.data.selection import (
+    AudioTokens,
+    Selector,
+    StreamFeatures,
+    further_clips,
+    join_store,
+    most_frames,
+    shard_numbers,
+)
+from paltrain.errors import ConfigError, ManifestError, unknown_name
+from paltrain.log import get_logger
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+    from paltrain.data.shards import FeatureStore
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """A run's data: what is in use, and how it is cut into steps.
+
+    streams: by name, in config order. lengths: None where the table is not built yet. left_out:
+    questions not in use, by reason. n_clips: clips in use.
+    """
+
+    corpus: Corpus
+    planner: Planner
+    streams: Mapping[str, StreamFeatures]
+    lengths: LengthTable | None
+    left_out: Mapping[str, int]
+    n_clips: int
+
+
+def build_plan(
+    config: DataConfig,
+    *,
+    corpus: Corpus,
+    stores: Mapping[str, FeatureStore],
+    lengths: LengthTable | None,
+    audio_tokens: Mapping[str, AudioTokens],
+    seed: int,
+    cost: CostModel | None = None,
+) -> DataPlan:
+    """The plan of a run's data.
+
+    stores: by stream name in config order; empty for a run on text alone. audio_tokens: by stream
+    name, from frames of clips to the tokens they take in the LLM. seed: of the order.
+
+    Raises:
+        ConfigError: settings that cannot go together.
+        ManifestError: an unknown split or task, no question left, or one over a budget.
+    """
+    if config.questions_per_visit > config.batch_questions:
+        raise ConfigError(
+            f"data.questions_per_visit={config.questions_per_visit} is over "
+            f"data.batch_questions={config.batch_questions}: a visit belongs to one step; lower it"
+        )
+    selector = Selector(corpus)
+    _keep_asked_for(selector, config, corpus)
+    streams = _join(selector, config, corpus, stores, audio_tokens)
+    if lengths is not None:
+        selector.keep(lengths.usable, "set aside by the length table (too long, or no answer)")
+    questions, clips, clip_start = selector.questions()
+    if not len(questions):
+        raise ManifestError(f"no question is left to train on: {_told(selector.left_out)}")
+    if selector.left_out:
+        log.info("%d questions in use; left out: %s", len(questions), _told(selector.left_out))
+    sizes, at_most = None, np.full(len(clips), config.questions_per_visit, np.int32)
+    if lengths is not None:
+        sizes = _sizes(corpus, lengths, streams, audio_tokens)
+        at_most = questions_that_fit(
+            sizes,
+            questions,
+            clip_start,
+            questions_per_visit=config.questions_per_visit,
+            text_budget=config.text_token_budget,
+            audio_budget=config.audio_token_budget,
+            name=partial(_name, corpus, sizes.first_question),
+        )
+    order = VisitOrder(
+        questions,
+        clip_start=clip_start,
+        shard=shard_numbers(clips, streams),
+        questions_per_visit=at_most,
+        window_shards=config.window_shards,
+        seed=seed,
+    )
+    planner = Planner(
+        order,
+        sizes=sizes,
+        batch_questions=config.batch_questions,
+        text_budget=config.text_token_budget,
+        audio_budget=config.audio_token_budget,
+        cost=cost or CostModel(),
+        fingerprint=_fingerprint(config, corpus, questions, lengths, streams, sizes),
+    )
+    return DataPlan(corpus, planner, streams, lengths, selector.left_out, len(clips))
+
+
+def _keep_asked_for(selector: Selector, config: DataConfig, corpus: Corpus) -> None:
+    """The split's clips and the tasks' questions."""
+    splits, tasks = list(corpus.splits), list(corpus.tasks)
+    if config.split not in splits:
+        raise ManifestError(unknown_name("data.split", config.split, splits))
+    in_split = np.asarray(corpus.clip_split) == splits.index(config.split)
+    selector.keep_clips(in_split, f"not of split '{config.split}'")
+    if config.tasks is not None:
+        for task in config.tasks:
+            if task not in tasks:
+                raise ManifestError(unknown_name("task in data.tasks", task, tasks))
+        numbers = [tasks.index(task) for task in config.tasks]
+        selector.keep(np.isin(corpus.question_task, numbers), "not of data.tasks")
+
+
+def _join(
+    selector: Selector,
+    config: DataConfig,
+    corpus: Corpus,
+    stores: Mapping[str, FeatureStore],
+    audio_tokens: Mapping[str, AudioTokens],
+) -> dict[str, StreamFeatures]:
+    """Every stream over the corpus; leaves out questions on clips without features or too long."""
+    streams = {}
+    for name, store in stores.items():
+        limit = None
+        if config.max_audio_tokens is not None and len(store.n_frames):
+            longest = int(np.asarray(store.n_frames).max())
+            limit = most_frames(name, audio_tokens[name], config.max_audio_tokens, longest)
+        streams[name], over = join_store(
+            name, store, corpus, max_frames=limit, truncate=config.truncate_audio
+        )
+        missing = np.asarray(corpus.has_audio) & (streams[name].rows < 0)
+        _keep_heard(selector, corpus, ~missing, f"a clip has no features of stream '{name}'")
+        _keep_heard(
+            selector, corpus, ~over, f"a clip is over data.max_audio_tokens by stream '{name}'"
+        )
+    return streams
+
+
+def _keep_heard(
+    selector: Selector, corpus: Corpus, clips: NDArray[np.bool_], otherwise: str
+) -> None:
+    """Keep the questions all of whose clips, further ones included, are True in (C,) `clips`."""
+    selector.keep_clips(clips, otherwise)
+    questions, further = further_clips(corpus)
+    if len(questions):
+        kept = np.ones(corpus.n_questions, bool)
+        kept[questions[~(clips & np.asarray(corpus.has_audio))[further]]] = False
+        selector.keep(kept, otherwise)
+
+
+def _sizes(
+    corpus: Corpus,
+    lengths: LengthTable,
+    streams: Mapping[str, StreamFeatures],
+    audio_tokens: Mapping[str, AudioTokens],
+) -> QuestionSizes:
+    clip_audio = np.zeros(corpus.n_clips, np.int32)
+    for name, stream in streams.items():
+        clip_audio += audio_tokens[name](stream.n_frames.astype(np.int64)).astype(np.int32)
+    further_audio = None
+    questions, clips = further_clips(corpus)
+    if len(questions):
+        further_audio = np.zeros(corpus.n_questions, np.int32)
+        np.add.at(further_audio, questions, clip_audio[clips])
+    return QuestionSizes(
+        lengths.rows, np.asarray(corpus.first_question, np.int64), clip_audio, further_audio
+    )
+
+
+def _fingerprint(
+    config: DataConfig,
+    corpus: Corpus,
+    questions: Int32Array,
+    lengths: LengthTable | None,
+    streams: Mapping[str, StreamFeatures],
+    sizes: QuestionSizes | None,
+) -> str:
+    """Everything that fixes order and plan, part by part, so that a difference can be named."""
+    plan = (
+        config.questions_per_visit,
+        config.batch_questions,
+        config.text_token_budget,
+        config.audio_token_budget,
+        config.window_shards,
+    )
+    features = [f"{name}={stream.store.fingerprint}" for name, stream in streams.items()]
+    parts = {
+        "manifests": corpus.fingerprint.encode(),
+        "questions": questions.tobytes(),
+        "plan": repr(plan).encode(),
+        "tokens": lengths.fingerprint.encode() if lengths else b"",
+        "features": " ".join(features).encode(),
+        "audio_tokens": sizes.clip_audio.tobytes() if sizes else b"",
+    }
+    return " ".join(
+        f"{name}:{hashlib.sha256(data).hexdigest()[:12]}" for name, data in parts.items()
+    )
+
+
+def _name(corpus: Corpus, first_question: NDArray[np.int64], question: int) -> str:
+    """A question for messages."""
+    number = int(np.searchsorted(first_question, question, side="right")) - 1
+    clip = corpus.clip(number)
+    return f"question {clip.questions[question - int(first_question[number])].id} of clip {clip.id}"
+
+
+def _told(left_out: Mapping[str, int]) -> str:
+    return "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "the manifests hold none"

@@ -1,0 +1,129 @@
+"""Which questions a run can train on, and how many frames each of their clips has in every store.
+
+A question is in use if its clip is of the split, its task is asked for, every clip that it hears
+has features in every stream's store, and the length table has not set it aside. What is left out is
+counted by its first reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paltrain.data.order import Int32Array, Int64Array
+from paltrain.errors import StoreError
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+    from paltrain.data.shards import FeatureStore
+
+AudioTokens = Callable[[Int64Array], Int64Array]  # frames of clips -> tokens they take in the LLM
+CLIPS_PER_PSEUDO_SHARD = 512  # clips without features are shuffled in runs of so many
+
+
+@dataclass(frozen=True)
+class StreamFeatures:
+    """One stream's store, joined to the corpus.
+
+    rows: (C,) row of each clip in the store, -1 where it has none. n_frames: (C,) frames to read,
+    which may be fewer than stored (truncated); 0 where there are none.
+    """
+
+    name: str
+    store: FeatureStore
+    rows: Int32Array
+    n_frames: Int32Array
+
+    @property
+    def width(self) -> int:
+        return self.store.width
+
+    def read_into(self, clip: int, out: NDArray[np.float16]) -> None:
+        """Fill `out` (n_frames[clip], width); raises StoreError where the store is torn."""
+        row = int(self.rows[clip])
+        stored = int(self.store.n_frames[row])
+        if stored == len(out):
+            self.store.read_into(row, out)
+            return
+        whole = np.empty((stored, self.width), np.float16)
+        self.store.read_into(row, whole)
+        out[:] = whole[: len(out)]
+
+
+def join_store(
+    name: str,
+    store: FeatureStore,
+    corpus: Corpus,
+    *,
+    max_frames: int | None = None,
+    truncate: bool = False,
+) -> tuple[StreamFeatures, NDArray[np.bool_]]:
+    """The stream over the whole corpus, and (C,) clips over `max_frames` (none, if truncated)."""
+    rows = np.asarray(store.rows_of(corpus.clip_id_array))
+    has = (rows >= 0) & np.asarray(corpus.has_audio)
+    n_frames = np.where(has, np.asarray(store.n_frames)[rows], 0).astype(np.int32)
+    over = n_frames > (np.iinfo(np.int32).max if max_frames is None else max_frames)
+    if truncate and max_frames is not None:
+        np.minimum(n_frames, max_frames, out=n_frames)
+        over[:] = False
+    return StreamFeatures(name, store, np.where(has, rows, -1).astype(np.int32), n_frames), over
+
+
+def most_frames(name: str, audio_tokens: AudioTokens, max_audio_tokens: int, longest: int) -> int:
+    """The most frames, up to `longest`, of which a clip takes at most `max_audio_tokens`."""
+    fits = np.flatnonzero(audio_tokens(np.arange(longest + 1)) <= max_audio_tokens)
+    if not len(fits) or fits[-1] == 0:
+        least = int(audio_tokens(np.ones(1, np.int64))[0])
+        raise StoreError(
+            f"a clip takes at least {least} audio tokens by stream '{name}', over "
+            f"data.max_audio_tokens={max_audio_tokens}: raise it"
+        )
+    return int(fits[-1])
+
+
+def further_clips(corpus: Corpus) -> tuple[Int64Array, Int64Array]:
+    """Every further clip of a question: (K,) questions and (K,) clips, in corpus numbering."""
+    pairs = [(question, clip) for question, clips in corpus.extra_clips.items() for clip in clips]
+    both = np.array(pairs, np.int64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]
+
+
+class Selector:
+    """Narrows down a corpus's questions and counts by what each was left out."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._first_question = np.asarray(corpus.first_question)
+        self.kept = np.ones(corpus.n_questions, bool)
+        self.left_out: dict[str, int] = {}
+
+    def keep(self, questions: NDArray[np.bool_], otherwise: str) -> None:
+        """Keep the questions where (Q,) is True; `otherwise` says why not the others."""
+        dropped = int((self.kept & ~questions).sum())
+        if dropped:
+            self.left_out[otherwise] = self.left_out.get(otherwise, 0) + dropped
+            self.kept &= questions
+
+    def keep_clips(self, clips: NDArray[np.bool_], otherwise: str) -> None:
+        """The same for all questions of the clips where (C,) is True."""
+        if not clips.all():
+            self.keep(np.repeat(clips, np.diff(self._first_question)), otherwise)
+
+    def questions(self) -> tuple[Int32Array, Int32Array, Int32Array]:
+        """(Q',) questions in use, (U,) their clips, (U + 1,) where each clip's questions start."""
+        questions = np.flatnonzero(self.kept).astype(np.int32)
+        starts = np.searchsorted(questions, self._first_question.astype(np.int32))
+        clips = np.flatnonzero(np.diff(starts)).astype(np.int32)
+        return questions, clips, np.append(starts[clips], len(questions)).astype(np.int32)
+
+
+def shard_numbers(clips: Int32Array, streams: Mapping[str, StreamFeatures]) -> Int32Array:
+    """(U,) the first stream's shard of each clip; clips without features have their own."""
+    pseudo = -1 - clips // CLIPS_PER_PSEUDO_SHARD
+    for stream in streams.values():
+        rows = stream.rows[clips]
+        return np.where(rows >= 0, np.asarray(stream.store.shard_of)[rows], pseudo).astype(np.int32)
+    return pseudo.astype(np.int32)
