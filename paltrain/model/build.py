@@ -3,6 +3,7 @@
 A run starts from one of three: a fresh LLM (`model.architecture`), a pretrained one (`model.llm`),
 or a finished run's `model/` folder (`stage.init_from`), which is a bare LLM where that run had no
 streams, else a PalModel.
+Importing this needs no torch: dry runs ask for tokenizer and template.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from typing import TYPE_CHECKING, Any
 
 from paltrain.config.schema import StreamConfig, TrainConfig
 from paltrain.errors import ConfigError, ModelError
-from paltrain.model.modeling import PalModel
-from paltrain.model.template import ChatTemplate, TemplateFields
-from paltrain.model.tokenization import load_tokenizer, train_tokenizer
+from paltrain.model.tokenization import TemplateFields, load_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from paltrain.model.modeling import PalModel
+    from paltrain.model.template import ChatTemplate
 
 FORM_FIELDS = ("route", "width", "connector", "layers", "layer_projection")
 
@@ -63,6 +65,8 @@ def template_fields(config: TrainConfig) -> TemplateFields:
 
 
 def build_template(config: TrainConfig, tokenizer: Any) -> ChatTemplate:
+    from paltrain.model.template import ChatTemplate
+
     return ChatTemplate(tokenizer, template_fields(config))
 
 
@@ -81,6 +85,10 @@ def build_model(
     Raises:
         ModelError: what it starts from is missing, or is a model of another form.
     """
+    import torch
+
+    from paltrain.model.modeling import PalModel
+
     dtype = getattr(torch, config.model.dtype.value)
     streams = {
         name: stream_spec(stream, stamps[name]) for name, stream in config.model.streams.items()
@@ -127,6 +135,8 @@ def _llm(config: TrainConfig, init_folder: Path | None, tokenizer: Any, dtype: t
     model_type = fields.pop("model_type", None)
     if model_type is None:
         raise ConfigError("model.architecture has no model_type: name the family, e.g. llama")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields), dtype=dtype)
 
 
@@ -134,6 +144,8 @@ def _load_same_form(
     folder: Path, streams: Mapping[str, Mapping[str, Any]], dtype: torch.dtype
 ) -> PalModel:
     """The PalModel in `folder`, whose streams must be those of this run."""
+    from paltrain.model.modeling import PalModel
+
     saved = PalModel.config_class.from_pretrained(folder).streams
     differences = [
         f"streams.{name}.{field}: {saved.get(name, {}).get(field)!r} there, "

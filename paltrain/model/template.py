@@ -14,35 +14,19 @@ Prompt and answer are tokenised apart, as they are when the model answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from paltrain.batch import RenderedQuestion
 from paltrain.errors import ManifestError, ModelError
+from paltrain.model.tokenization import TemplateFields as TemplateFields
 from paltrain.model.tokenization import template_hash
 
 AUDIO_PLACEHOLDER = "<|audio|>"
 
 Span = tuple[str, bool]  # text, and whether it is to be predicted
-
-
-@dataclass(frozen=True)
-class TemplateFields:
-    """What, beside the tokenizer, decides how a question becomes tokens.
-
-    chat_template: jinja source; None: the tokenizer's own. date_string: for templates that would
-    insert today's. max_text_tokens: prompt and answer together; a longer one is refused, or its
-    answer's end is cut.
-    """
-
-    system: str | None = None
-    chat_template: str | None = None
-    date_string: str = "26 Jul 2024"
-    loss_on_prompt: bool = False
-    max_text_tokens: int | None = None
-    truncate_text: bool = False
 
 
 class ChatTemplate:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<|eos|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@dataclass(frozen=True)
+class TemplateFields:
+    """What, beside the tokenizer, decides how a question becomes tokens.
+
+    chat_template: jinja source; None: the tokenizer's own. date_string: for templates that would
+    insert today's. max_text_tokens: prompt and answer together; a longer one is refused, or its
+    answer's end is cut.
+    """
+
+    system: str | None = None
+    chat_template: str | None = None
+    date_string: str = "26 Jul 2024"
+    loss_on_prompt: bool = False
+    max_text_tokens: int | None = None
+    truncate_text: bool = False
 
 
 def load_tokenizer(name_or_path: str) -> Any:
