@@ -1,8 +1,11 @@
 """The errors a user can cause. Each message says the rule, the actual value and the remedy.
 
-A tool that meets one of these prints its message as one clear line and exits with `EXIT_USER_ERROR`;
-everything else is a bug and keeps its traceback.
+A tool that meets one of these prints its message as one clear line and exits with
+`EXIT_USER_ERROR`; everything else is a bug and keeps its traceback.
 """
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 EXIT_USER_ERROR = 2
 
@@ -45,8 +48,14 @@ def unknown_name(kind: str, name: str, valid: list[str]) -> str:
     >>> unknown_name("route", "lall", ["plits", "lal"])
     "unknown route 'lall' (did you mean 'lal'?); valid: plits, lal"
     """
-    from difflib import get_close_matches
+    return f"unknown {kind} '{name}'{near_hint(name, valid)}; valid: {', '.join(valid)}"
 
-    near = get_close_matches(name, valid, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return f"unknown {kind} '{name}'{hint}; valid: {', '.join(valid)}"
+
+def near_hint(name: str, valid: Iterable[str]) -> str:
+    """' (did you mean ...?)' with the nearest valid name, empty where none is near.
+
+    >>> near_hint("optimzer", ["optimizer", "data"])
+    " (did you mean 'optimizer'?)"
+    """
+    near = get_close_matches(name, list(valid), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""

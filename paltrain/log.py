@@ -10,6 +10,7 @@ FORMAT = "%(asctime)s %(levelname).1s rank %(rank)s %(name)s: %(message)s"
 
 
 def get_logger(name: str) -> logging.Logger:
+    """The logger of module `name` (`__name__`)."""
     return logging.getLogger(name)
 
 
@@ -23,7 +24,9 @@ class _RankFilter(logging.Filter):
         return True
 
 
-def setup_logging(*, rank: int | None = None, file: Path | None = None, level: int = logging.INFO) -> None:
+def setup_logging(
+    *, rank: int | None = None, file: Path | None = None, level: int = logging.INFO
+) -> None:
     """Send rank 0's records to the console and, if `file` is given, every rank's to it.
 
     rank: default from the environment variable RANK, else 0.
@@ -35,6 +38,8 @@ def setup_logging(*, rank: int | None = None, file: Path | None = None, level: i
     for handler in handlers:
         handler.addFilter(_RankFilter(rank))
         handler.setFormatter(logging.Formatter(FORMAT, datefmt="%H:%M:%S"))
-    logging.basicConfig(level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True)
+    logging.basicConfig(
+        level=logging.WARNING, handlers=handlers or [logging.NullHandler()], force=True
+    )
     for ours in ("paltrain", "cluster", "tools"):
         logging.getLogger(ours).setLevel(level)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from paltrain.config.report import COMMAND_LINE, Report, show
+from paltrain.errors import near_hint
 
 Layer = tuple[str, Mapping[str, Any]]
 
@@ -64,9 +64,8 @@ def _read_yaml(path: Path, report: Report, children: tuple[Path, ...]) -> dict[s
 
 def _near_file(path: Path) -> str:
     folder = path.parent
-    names = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    return f" (did you mean {folder / near[0]}?)" if near else ""
+    names = [file.name for file in folder.glob("*.y*ml")] if folder.is_dir() else []
+    return near_hint(path.name, names)
 
 
 def parse_overrides(words: Sequence[str], report: Report) -> Iterator[Layer]:

@@ -17,7 +17,6 @@ import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -29,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from paltrain.config.layers import parse_overrides, read_layers
 from paltrain.config.report import Fault, KeyPath, Report, show
 from paltrain.config.validate import faults_of
+from paltrain.errors import near_hint
 
 T = TypeVar("T")
 
@@ -154,13 +154,11 @@ def _near_choice(hint: Any, value: Any) -> str:
     kind = _without_none(hint)
     if not (isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str)):
         return ""
-    near = get_close_matches(value.lower(), [member.name for member in kind], n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
+    return near_hint(value.lower(), [member.name for member in kind])
 
 
 def _unknown_key(key: str, value: Any, valid: list[str]) -> str:
-    near = get_close_matches(key, valid, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    hint = near_hint(key, valid)
     return f"unknown key{hint}, set to {show(value)}; valid here: {', '.join(valid)}"
 
 

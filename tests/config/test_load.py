@@ -86,7 +86,7 @@ def test_a_missing_parent_is_named_with_its_child_and_the_nearest_file(tmp_path)
     write(tmp_path / "common.yaml", LEAST)
     message = faults(write(tmp_path / "c.yaml", {"extends": "comon.yaml"}))
     assert f"{tmp_path / 'c.yaml'}: extends: there is no file {tmp_path / 'comon.yaml'}" in message
-    assert f"did you mean {tmp_path / 'common.yaml'}?" in message
+    assert "did you mean 'common.yaml'?" in message
 
 
 def test_the_command_line_comes_last_and_its_values_are_yaml(tmp_path):
