@@ -1,0 +1,1 @@
+"""Manifests, features, order, plan and loader: from recordings to packed micro-batches."""
