@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.profiles import load_profile
 from paltrain.config import EvalConfig, FeaturesConfig, TrainConfig, load_config
 from paltrain.errors import ConfigError
 
@@ -72,6 +73,13 @@ def test_a_part_of_a_config_lacks_what_its_children_say_and_has_no_other_fault(f
     lines = str(caught.value).splitlines()
     allowed = ("must be said", "names no LLM", "exactly one of steps", "faults in")
     assert not [line for line in lines if not any(words in line for words in allowed)]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs" / "cluster").glob("*.yaml")), ids=relative
+)
+def test_a_clusters_profile_parses_and_bears_its_files_name(file):
+    assert load_profile(str(file)).name == file.stem
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
