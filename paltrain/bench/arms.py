@@ -2,11 +2,11 @@
 
     lal            audio as keys and values (packed)
     plits_packed   audio as rows, through the same packed path
-    plits_plain    audio as rows of `inputs_embeds` in the untouched `transformers` model, one row a
-                   conversation. All conversations are equally long, so it pads nothing, needs no mask
-                   and computes its logits at the targets only: as fast as it can be.
+    plits_plain    audio as rows of `inputs_embeds` in the untouched `transformers` model. All
+                   conversations are equally long, so it pads nothing, needs no mask and computes
+                   its logits at the targets only: as fast as it can be.
 
-A conversation is `N_BEFORE` text tokens, the clip, and the other text, whose last tokens are the targets.
+A conversation is `N_BEFORE` text tokens, the clip, and the other text, which ends in the targets.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from paltrain.batch import Batch, BatchBuilder, PackedFeatures
@@ -34,7 +34,7 @@ ARMS = ("lal", "plits_packed", "plits_plain")
 
 @dataclass(frozen=True)
 class Workload:
-    """One step's conversations, all of the same lengths (tokens). width: of the encoder's frames."""
+    """One step's conversations, all equally long (tokens). width: of the encoder's frames."""
 
     n_conversations: int
     n_audio: int
@@ -44,13 +44,13 @@ class Workload:
 
     @property
     def n_targets(self) -> int:
-        """Of one conversation: 40, or half of its text where that is less."""
-        return min(MAX_TARGETS, self.n_text // 2)
+        """Of one conversation: 40, or as many as its text allows; one token must hear the clip."""
+        return min(MAX_TARGETS, self.n_text // 2, self.n_text - N_BEFORE - 1)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """step: forward and backward. held: what is there before a step, for the memory count."""
+    """step: one forward and backward."""
 
     name: str
     module: nn.Module
@@ -59,6 +59,10 @@ class Arm:
     def zero_gradients(self) -> None:
         """Gradients become zeros, not None: they are there before a step, as under accumulation."""
         self.module.zero_grad(set_to_none=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.module.parameters())
 
     def held(self, batch: Batch) -> list[Tensor]:
         parameters = list(self.module.parameters())
@@ -126,7 +130,7 @@ def build_arms(
 def _packed_step(model: PalModel, batch: Batch) -> Callable[[], Tensor]:
     def step() -> Tensor:
         loss: Tensor = model(batch).loss_sum
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
     return step
@@ -141,7 +145,7 @@ class PlainPlits(nn.Module):
         self.connector = connector
 
     def forward(self, token_ids: Tensor, features: PackedFeatures, n_targets: int) -> Tensor:
-        """token_ids: (B, T). Returns the summed cross-entropy of each row's last `n_targets` tokens."""
+        """token_ids: (B, T). Returns the summed loss of each row's last `n_targets` tokens."""
         text = self.llm.get_input_embeddings()(token_ids)
         audio = self.connector(features).unflatten(0, (len(token_ids), -1))
         embeddings = torch.cat([text[:, :N_BEFORE], audio, text[:, N_BEFORE:]], dim=1)
@@ -149,7 +153,7 @@ class PlainPlits(nn.Module):
         keep = torch.arange(length - n_targets - 1, length - 1, device=token_ids.device)
         logits = self.llm(inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep).logits
         targets = token_ids[:, -n_targets:]
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
+        return cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def _plain_arm(
@@ -169,7 +173,7 @@ def _plain_arm(
 
     def step() -> Tensor:
         loss: Tensor = model(ids, features, work.n_targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach()
 
     return Arm("plits_plain", model, step)

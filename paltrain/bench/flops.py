@@ -1,14 +1,16 @@
 """Counts the multiply-adds that a training step needs, so that a measured ratio has a bound.
 
 Per decoder layer and row: the projections q, k, v, o and the FFN's three; attention counts only the
-(query, key) pairs that the causal mask lets through; the head runs at the targets. Backward is twice
+(query, key) pairs that the causal mask lets through; the head runs at the targets. Backward is
+twice
 forward. What differs between the routes is which rows pay for what:
 
               q, o, FFN          k, v               pairs
     PLITS     audio and text     audio and text     causal over audio and text
     LAL       text               audio and text     text x (audio + text up to itself)
 
-Notation: T text tokens, A audio tokens (of one conversation), D width, N heads, K kv heads, H head dim.
+Notation: T text tokens, A audio tokens (of one conversation), D width, N heads, K kv heads, H head
+dim.
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ def linear_flops(
     return shape.n_layers * layer + 2 * shape.width * shape.vocab_size * n_targets
 
 
-def attention_flops(shape: DecoderShape, *, n_audio: int, n_text: int, n_before: int, route: str) -> int:
+def attention_flops(
+    shape: DecoderShape, *, n_audio: int, n_text: int, n_before: int, route: str
+) -> int:
     """FLOPs of the scores and the weighted sums, forward. n_before: text tokens before the clip."""
     n_after = n_text - n_before
     pairs = _causal(n_text) + n_after * n_audio
@@ -67,7 +71,9 @@ def attention_flops(shape: DecoderShape, *, n_audio: int, n_text: int, n_before:
     return shape.n_layers * pairs * 4 * shape.n_heads * shape.head_dim
 
 
-def connector_flops(*, n_audio: int, width: int, frame_stack: int, hidden: int, model_width: int) -> int:
+def connector_flops(
+    *, n_audio: int, width: int, frame_stack: int, hidden: int, model_width: int
+) -> int:
     """FLOPs of an `mlp` connector, forward."""
     return 2 * n_audio * (width * frame_stack * hidden + hidden * model_width)
 

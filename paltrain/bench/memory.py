@@ -1,8 +1,8 @@
 """Peak memory of a step beyond what was there before it (weights, gradients, the batch).
 
-On CUDA the allocator counts. On a CPU the process's resident size says little (allocators keep what was
-freed), so the bytes of all tensors born during the step are counted as they come and go: the same figure,
-but for scratch space inside kernels. It is exact and repeatable.
+On CUDA the allocator counts. On a CPU the process's resident size says little (allocators keep what
+was freed), so the bytes of all tensors born during the step are counted as they come and go: the
+same figure, but for scratch space inside kernels. It is exact and repeatable.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MIB = 2**20
 
 
 class LiveTensors(TorchDispatchMode):
-    """Counts the bytes of storages that are born while it is entered; `peak` is their most at once."""
+    """Counts the bytes of storages born while it is entered; `peak` is their most at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._seen = WeakIdKeyDictionary()
@@ -35,9 +35,7 @@ class LiveTensors(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self._seen[tensor.untyped_storage()] = True
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -57,7 +55,7 @@ class LiveTensors(TorchDispatchMode):
         self.live -= n_bytes
 
 
-def peak_bytes(step: Callable[[], None], *, there_before: Any, device: torch.device) -> int:
+def peak_bytes(step: Callable[[], Any], *, there_before: Any, device: torch.device) -> int:
     """Peak bytes that `step` holds beyond `there_before` (tensors in any nesting)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,7 @@
 """A benchmark's figures: rows for people and for JSON, and the machine they were measured on.
 
-    {"machine": "...", "rows": [{"metric": ..., "value": ..., "unit": ..., "reference": ..., "goal": ...}]}
+{"machine": "...", "rows": [{"metric": ..., "value": ..., "unit": ..., "reference": ..., "goal":
+...}]}
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+STEP_RATIO = "step_time_ratio_plits_over_lal"
+MEMORY_RATIO = "peak_memory_ratio_lal_over_plits"
+
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One figure. reference: what it is compared with; goal: what it should reach; both in words."""
+    """One figure. reference: what it is compared with, goal: what to reach, both in words."""
 
     metric: str
     value: float
@@ -49,9 +53,7 @@ def print_rows(rows: Sequence[BenchRow], *, machine: str, console: Console | Non
     for name in ("unit", "reference", "goal"):
         table.add_column(name)
     for row in rows:
-        table.add_row(
-            row.metric, f"{row.value:.4g}", row.unit, row.reference or "", row.goal or ""
-        )
+        table.add_row(row.metric, f"{row.value:.4g}", row.unit, row.reference or "", row.goal or "")
     (console or Console()).print(table)
 
 

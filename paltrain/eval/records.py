@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class EvalScores:
     n_questions: int
     seconds: float
     by_task: Mapping[str, TaskScore]
+    manifests: Sequence[str] = ()
 
     def save(self, folder: Path) -> None:
         tasks = {name: _score_to_dict(score) for name, score in self.by_task.items()}
@@ -104,8 +105,16 @@ class AnswerFile:
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
 
-    def score(self, *, model: str, split: str, shuffled: bool, seconds: float) -> EvalScores:
-        """Scores of what is there, saved beside it."""
+    def score(
+        self,
+        *,
+        model: str,
+        split: str,
+        shuffled: bool,
+        seconds: float,
+        manifests: Sequence[str] = (),
+    ) -> EvalScores:
+        """Scores of what is there, saved beside it. seconds: what the latest call took."""
         answers = list(read_answers(self.folder))
         scores = EvalScores(
             model=model,
@@ -114,6 +123,7 @@ class AnswerFile:
             n_questions=len(answers),
             seconds=round(seconds, 3),
             by_task=score_by_task(answers),
+            manifests=list(manifests),
         )
         scores.save(self.folder)
         return scores

@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paltrain.bench.record import MEMORY_RATIO, STEP_RATIO, BenchRow, read_rows
 from paltrain.eval.records import BASELINE_FILE, SCORES_FILE, SHUFFLED_SUFFIX, EvalScores
 from paltrain.report.phases import PhaseTime, read_phases
 
 METRICS_FILE = "metrics.jsonl"
 BENCH_FILE = "bench.json"
-STEP_RATIO = "step_time_ratio_plits_over_lal"
-MEMORY_RATIO = "peak_memory_ratio_lal_over_plits"
 WARMUP_STEPS = 3  # of each run, left out of its median step time
 
 
@@ -38,17 +37,6 @@ class RunCurve:
     loss: list[float]
     step_time_s: float | None
     peak_memory_gib: float | None
-
-
-@dataclass(frozen=True)
-class BenchRow:
-    """A figure of `tools/bench.py`; reference and goal in words, where there are any."""
-
-    metric: str
-    value: float
-    unit: str
-    reference: str | None = None
-    goal: str | None = None
 
 
 @dataclass
@@ -83,9 +71,7 @@ def collect(runs: Sequence[Path], *, bench: Path, phases: Path, split: str = "te
     for run in runs:
         _add_evaluations(data, run, split)
     if bench.exists():
-        content = json.loads(bench.read_text(encoding="utf-8"))
-        data.bench = [BenchRow(**row) for row in content["rows"]]
-        data.machine = content.get("machine")
+        data.bench, data.machine = read_rows(bench)
     data.missing = _missing(data, bench, phases)
     return data
 

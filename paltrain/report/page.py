@@ -9,10 +9,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from paltrain.bench.record import MEMORY_RATIO, STEP_RATIO
 from paltrain.eval.table import ScoreTable, build_table, percent, strays
 from paltrain.report import charts
 from paltrain.report.clips import PlayableClip
-from paltrain.report.collect import MEMORY_RATIO, STEP_RATIO, ReportData
+from paltrain.report.collect import ReportData
 
 TEMPLATE_FOLDER = Path(__file__).parent
 TEMPLATE = "page.html.jinja"
@@ -34,7 +35,7 @@ def render_page(data: ReportData, clips: Sequence[PlayableClip], *, title: str) 
         missing=data.missing,
         clips=clips,
         table=_table(data),
-        strays=strays(data.evaluations),
+        strays=strays([e for e in data.evaluations if not e.shuffled]),
         headline=_headline(data),
         charts={name: Markup(svg) for name, svg in _charts(data).items()},
         total_seconds=sum(phase.seconds for phase in data.phases),
@@ -57,7 +58,7 @@ def _charts(data: ReportData) -> Mapping[str, str]:
         values = {
             _arm(row.metric.removeprefix(prefix)): row.value * scale
             for row in data.bench
-            if row.metric.startswith(prefix)
+            if row.metric.startswith(prefix) and "@" not in row.metric
         }
         if values:
             label = name.replace("_", " ").capitalize()

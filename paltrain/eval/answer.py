@@ -1,0 +1,157 @@
+"""Lets a model answer questions of a corpus, many at a time.
+
+1. Questions about the same clip stand together and share its audio (`paltrain.data.collate.pack`).
+2. One packed prefill and greedy decoding per batch (`PalModel.generate_answers`).
+3. Every batch's answers are appended to `answers.jsonl` at once, so a killed run continues there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from paltrain.data.collate import Asked, BufferPool, pack
+from paltrain.data.selection import StreamFeatures
+from paltrain.errors import ManifestError
+from paltrain.eval.questions import IntArray, by_clip
+from paltrain.eval.records import Answer, AnswerFile
+from paltrain.log import get_logger
+from paltrain.model.modeling import PalModel
+from paltrain.model.processing import PalProcessor
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+    from paltrain.data.manifest import Clip, Question
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model with all it needs to answer a corpus's questions. streams: in its order."""
+
+    model: PalModel
+    processor: PalProcessor
+    corpus: Corpus
+    streams: Sequence[StreamFeatures]
+    max_new_tokens: int
+
+    def answer(self, questions: Sequence[int], heard: IntArray) -> list[Answer]:
+        """Answers of the questions (corpus numbers, in order).
+
+        heard: (C,) the clip to hear in place of each. A question whose prompt cannot be rendered is
+        left out with a warning.
+        """
+        visits = [
+            [one for q in of_clip if (one := self._ask(clip, q, heard))]
+            for clip, of_clip in by_clip(self.corpus, questions)
+        ]
+        asked_of = [each for visit in visits for each in visit]
+        if not asked_of:
+            return []
+        batch = pack(
+            [[each.asked for each in visit] for visit in visits if visit],
+            self.streams,
+            pool=BufferPool(),
+        )
+        tokens = self.model.generate_answers(
+            batch.to(self.model.device),
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=self.processor.tokenizer.eos_token_id,
+        )
+        given = [self.processor.decode(answer) for answer in tokens]
+        return [each.answered(text) for each, text in zip(asked_of, given, strict=True)]
+
+    def _ask(self, clip_number: int, number: int, heard: IntArray) -> _AskedOf | None:
+        clip = self.corpus.clip(clip_number)
+        question = clip.questions[number - int(self.corpus.first_question[clip_number])]
+        clips = [int(heard[c]) for c in self.corpus.clips_of(number)] if self.streams else []
+        turns = [(t[0], t[1]) for t in question.turns or [(question.instruction, question.answer)]]
+        try:
+            rendered = self.processor.template.render(
+                [*turns[:-1], (turns[-1][0], None)], n_clips=len(clips)
+            )
+        except ManifestError as error:
+            log.warning("question %s of clip %s is left out: %s", question.id, clip.id, error)
+            return None
+        heard_id = self.corpus.clip(clips[0]).id if clips else None
+        return _AskedOf(Asked(question.id, rendered, tuple(clips)), clip, question, heard_id)
+
+
+@dataclass(frozen=True)
+class _AskedOf:
+    """A question as asked, and the record that its answer will be."""
+
+    asked: Asked
+    clip: Clip
+    question: Question
+    heard_clip_id: str | None
+
+    def answered(self, given: str) -> Answer:
+        question = self.question
+        last = question.turns[-1] if question.turns else (question.instruction, question.answer)
+        return Answer(
+            question_id=question.id,
+            clip_id=self.clip.id,
+            heard_clip_id=self.heard_clip_id,
+            task=question.task,
+            instruction=last[0],
+            options=tuple(question.options) if question.options else None,
+            expected=last[1],
+            references=tuple(question.references or ()),
+            given=given,
+        )
+
+
+def answer_all(
+    answerer: Answerer,
+    file: AnswerFile,
+    questions: IntArray,
+    heard: IntArray,
+    *,
+    batch_questions: int,
+    label: str,
+) -> float:
+    """Answer what `file` lacks, with a progress bar; returns the seconds it took."""
+    start = time.perf_counter()
+    answerer.model.eval()
+    waiting = _unanswered(answerer.corpus, questions, file)
+    with _progress() as bar:
+        task = bar.add_task(label, total=len(questions), completed=len(questions) - len(waiting))
+        for first in range(0, len(waiting), batch_questions):
+            chunk = waiting[first : first + batch_questions]
+            with torch.inference_mode():
+                file.append(answerer.answer(chunk, heard))
+            bar.advance(task, len(chunk))
+    return time.perf_counter() - start
+
+
+def _unanswered(corpus: Corpus, questions: IntArray, file: AnswerFile) -> list[int]:
+    if not file.answered:
+        return [int(q) for q in questions]
+    return [
+        number
+        for clip_number, numbers in by_clip(corpus, [int(q) for q in questions])
+        for number, key in _keys(corpus, clip_number, numbers)
+        if key not in file.answered
+    ]
+
+
+def _keys(
+    corpus: Corpus, clip_number: int, numbers: Sequence[int]
+) -> Iterator[tuple[int, tuple[str, str]]]:
+    clip = corpus.clip(clip_number)
+    first = int(corpus.first_question[clip_number])
+    for number in numbers:
+        yield number, (clip.id, clip.questions[number - first].id)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )

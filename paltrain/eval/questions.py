@@ -1,0 +1,105 @@
+"""Which questions an evaluation asks, and which clip each of them hears.
+
+A question is asked if its clip is of the split, its task is wanted and every clip that it hears has
+features in every store. Of more than `max_questions` a seeded sample is taken, the same for every
+model and for the deaf control. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paltrain.data.selection import Selector, StreamFeatures, further_clips
+from paltrain.errors import ManifestError, unknown_name
+from paltrain.eval.shuffle import derangement
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """questions: (Q,) corpus numbers in corpus order. left_out: questions not asked, by reason."""
+
+    questions: IntArray
+    left_out: Mapping[str, int]
+
+
+def choose_questions(
+    corpus: Corpus,
+    *,
+    split: str,
+    tasks: Sequence[str] | None,
+    streams: Sequence[StreamFeatures],
+    max_questions: int | None,
+    seed: int,
+) -> QuestionSet:
+    """The questions to ask.
+
+    Raises:
+        ManifestError: no such split or task, or no question is left.
+    """
+    selector = Selector(corpus)
+    in_split = np.asarray(corpus.clip_split) == _number("split", split, corpus.splits)
+    selector.keep_clips(in_split, f"not of split '{split}'")
+    if tasks is not None:
+        wanted = [_number("task", task, corpus.tasks) for task in tasks]
+        selector.keep(np.isin(corpus.question_task, wanted), "not of the wanted tasks")
+    _keep_heard(selector, corpus, streams)
+    questions = np.flatnonzero(selector.kept)
+    if not len(questions):
+        told = "; ".join(f"{n} {why}" for why, n in selector.left_out.items())
+        raise ManifestError(f"no question is left to ask: {told or 'the manifests hold none'}")
+    if max_questions is not None and max_questions < len(questions):
+        generator = np.random.Generator(np.random.Philox(seed))
+        questions = np.sort(generator.choice(questions, max_questions, replace=False))
+    return QuestionSet(questions, selector.left_out)
+
+
+def heard_clips(corpus: Corpus, questions: IntArray, *, shuffle_seed: int | None) -> IntArray:
+    """(C,) the clip that is heard in place of each: itself, or for the control another.
+
+    Only clips with audio that `questions` hear change places.
+    """
+    heard = np.arange(corpus.n_clips)
+    if shuffle_seed is None:
+        return heard
+    in_use = np.unique([clip for q in questions for clip in corpus.clips_of(int(q))])
+    in_use = in_use[np.asarray(corpus.has_audio)[in_use]] if len(in_use) else in_use
+    heard[in_use] = in_use[derangement(len(in_use), seed=shuffle_seed)]
+    return heard
+
+
+def by_clip(corpus: Corpus, questions: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
+    """(clip, its questions), neighbours joined; what shares a clip shares its audio."""
+    first = np.asarray(corpus.first_question)
+    clips = np.searchsorted(first, questions, side="right") - 1
+    starts = np.flatnonzero(np.diff(clips, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(clips)], strict=True):
+        yield int(clips[start]), [int(q) for q in questions[int(start) : int(end)]]
+
+
+def _keep_heard(selector: Selector, corpus: Corpus, streams: Sequence[StreamFeatures]) -> None:
+    has_audio = np.asarray(corpus.has_audio)
+    for stream in streams:
+        there = ~has_audio | (stream.rows >= 0)
+        why = f"a clip has no features of stream '{stream.name}'"
+        selector.keep_clips(there, why)
+        questions, further = further_clips(corpus)
+        if len(questions):
+            kept = np.ones(corpus.n_questions, bool)
+            kept[questions[~there[further]]] = False
+            selector.keep(kept, why)
+
+
+def _number(kind: str, name: str, valid: Sequence[str]) -> int:
+    if name not in valid:
+        raise ManifestError(unknown_name(kind, name, list(valid)))
+    return list(valid).index(name)

@@ -1,0 +1,76 @@
+"""Measure what paltrain claims, all arms in one run; prints a table, writes JSON rows.
+
+    python tools/bench.py step                                 # the quickstart's model on this
+    machine python tools/bench.py step --preset llama-1b               # Llama-3.2-1B shapes, on a
+    GPU python tools/bench.py step --na 512 --nt 108 --json out.json python tools/bench.py attention
+    --preset llama-1b          # packed LAL attention, bare kernel
+
+step: forward and backward of LAL, of packed PLITS and of plain `transformers` PLITS in turns:
+median times, FLOP bound, peak memory beyond weights and gradients. attention: one layer's packed
+LAL attention, gather included, beside the bare kernel on its segments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paltrain.cli import main_guard
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse(argv)
+    from paltrain.bench.build import BenchSettings, run_attention, run_step
+    from paltrain.bench.record import print_rows, write_rows
+
+    settings = BenchSettings(
+        preset=arguments.preset,
+        config=arguments.config,
+        n_audio=arguments.na,
+        n_text=arguments.nt,
+        n_conversations=arguments.conversations,
+        backend=arguments.backend,
+        n_rounds=arguments.rounds,
+        threads=arguments.threads,
+    )
+    measure = {"step": run_step, "attention": run_attention}[arguments.what]
+    rows, machine = measure(settings)
+    print_rows(rows, machine=machine)
+    if arguments.json:
+        write_rows(arguments.json, rows, machine=machine)
+        print(f"wrote {arguments.json}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["step", "attention"])
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument(
+        "--preset",
+        default="quickstart",
+        choices=["quickstart", "llama-1b"],
+        help="the model's shapes and the grid of lengths (default: quickstart)",
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/quickstart/lal_stage2.yaml",
+        metavar="CONFIG",
+        help="the run whose connector and encoder width the quickstart preset takes",
+    )
+    parser.add_argument(
+        "--na", type=int, help="audio tokens of a clip (default: the preset's grid)"
+    )
+    parser.add_argument("--nt", type=int, help="text tokens of a conversation")
+    parser.add_argument("--conversations", type=int, help="in one step")
+    parser.add_argument("--backend", default="auto", help="auto, flash_attn, torch or sdpa")
+    parser.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main_guard(main))
