@@ -5,10 +5,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-# Without an NVIDIA driver the CPU build of torch serves: 200 MB in place of several GB, taken from
-# torch's own index where that answers. Where it does not, pip's own settings decide.
-TORCH         := $(shell grep -o 'torch>=[^"]*' pyproject.toml | head -n 1)
-
 .PHONY: help setup quickstart test test-gpu style types check format clean
 
 help:  ## list the targets
