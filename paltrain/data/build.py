@@ -22,6 +22,7 @@ from paltrain.data.packing import CostModel
 from paltrain.data.plan import Planner, QuestionSizes, questions_that_fit
 from paltrain.data.selection import (
     AudioTokens,
+    Selected,
     Selector,
     StreamFeatures,
     further_clips,
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
     from paltrain.data.shards import FeatureStore
 
 log = get_logger(__name__)
+
+AT_LEAST_ONE = (
+    "questions_per_visit",
+    "batch_questions",
+    "text_token_budget",
+    "audio_token_budget",
+    "window_shards",
+)
 
 
 @dataclass(frozen=True)
@@ -74,38 +83,25 @@ def build_plan(
         ConfigError: settings that cannot go together.
         ManifestError: an unknown split or task, no question left, or one over a budget.
     """
-    if config.questions_per_visit > config.batch_questions:
-        raise ConfigError(
-            f"data.questions_per_visit={config.questions_per_visit} is over "
-            f"data.batch_questions={config.batch_questions}: a visit belongs to one step; lower it"
-        )
+    _check(config)
     selector = Selector(corpus)
     _keep_asked_for(selector, config, corpus)
     streams = _join(selector, config, corpus, stores, audio_tokens)
     if lengths is not None:
         selector.keep(lengths.usable, "set aside by the length table (too long, or no answer)")
-    questions, clips, clip_start = selector.questions()
-    if not len(questions):
+    selected = selector.selected()
+    if not len(selected.questions):
         raise ManifestError(f"no question is left to train on: {_told(selector.left_out)}")
     if selector.left_out:
-        log.info("%d questions in use; left out: %s", len(questions), _told(selector.left_out))
-    sizes, at_most = None, np.full(len(clips), config.questions_per_visit, np.int32)
-    if lengths is not None:
-        sizes = _sizes(corpus, lengths, streams, audio_tokens)
-        at_most = questions_that_fit(
-            sizes,
-            questions,
-            clip_start,
-            questions_per_visit=config.questions_per_visit,
-            text_budget=config.text_token_budget,
-            audio_budget=config.audio_token_budget,
-            name=partial(_name, corpus, sizes.first_question),
+        log.info(
+            "%d questions in use; left out: %s", len(selected.questions), _told(selector.left_out)
         )
+    sizes = None if lengths is None else _sizes(corpus, lengths, streams, audio_tokens)
     order = VisitOrder(
-        questions,
-        clip_start=clip_start,
-        shard=shard_numbers(clips, streams),
-        questions_per_visit=at_most,
+        selected.questions,
+        clip_start=selected.clip_start,
+        shard=shard_numbers(selected.clips, streams),
+        questions_per_visit=_questions_per_visit(config, corpus, selected, sizes),
         window_shards=config.window_shards,
         seed=seed,
     )
@@ -116,9 +112,37 @@ def build_plan(
         text_budget=config.text_token_budget,
         audio_budget=config.audio_token_budget,
         cost=cost or CostModel(),
-        fingerprint=_fingerprint(config, corpus, questions, lengths, streams, sizes),
+        fingerprint=_fingerprint(config, corpus, selected.questions, lengths, streams, sizes),
     )
-    return DataPlan(corpus, planner, streams, lengths, selector.left_out, len(clips))
+    return DataPlan(corpus, planner, streams, lengths, selector.left_out, len(selected.clips))
+
+
+def _check(config: DataConfig) -> None:
+    for key in AT_LEAST_ONE:
+        if getattr(config, key) < 1:
+            raise ConfigError(f"data.{key} is {getattr(config, key)}: it must be at least 1")
+    if config.questions_per_visit > config.batch_questions:
+        raise ConfigError(
+            f"data.questions_per_visit={config.questions_per_visit} is over "
+            f"data.batch_questions={config.batch_questions}: a visit belongs to one step; lower it"
+        )
+
+
+def _questions_per_visit(
+    config: DataConfig, corpus: Corpus, selected: Selected, sizes: QuestionSizes | None
+) -> Int32Array | int:
+    """As configured, fewer for clips of which so many might not fit the budgets together."""
+    if sizes is None:
+        return config.questions_per_visit
+    return questions_that_fit(
+        sizes,
+        selected.questions,
+        selected.clip_start,
+        questions_per_visit=config.questions_per_visit,
+        text_budget=config.text_token_budget,
+        audio_budget=config.audio_token_budget,
+        name=partial(_name, corpus, sizes.first_question),
+    )
 
 
 def _keep_asked_for(selector: Selector, config: DataConfig, corpus: Corpus) -> None:
@@ -154,9 +178,17 @@ def _join(
             name, store, corpus, max_frames=limit, truncate=config.truncate_audio
         )
         missing = np.asarray(corpus.has_audio) & (streams[name].rows < 0)
-        _keep_heard(selector, corpus, ~missing, f"a clip has no features of stream '{name}'")
         _keep_heard(
-            selector, corpus, ~over, f"a clip is over data.max_audio_tokens by stream '{name}'"
+            selector,
+            corpus,
+            ~missing,
+            f"no features in the store of stream '{name}' (tools/precompute_features.py makes them)",
+        )
+        _keep_heard(
+            selector,
+            corpus,
+            ~over,
+            f"over data.max_audio_tokens by stream '{name}' (or set data.truncate_audio)",
         )
     return streams
 

@@ -6,8 +6,8 @@
                                                                                       4 "contains
                                                                                       ..."
 
-    1. Each question is rendered; text and clips before its branch are joined with what an earlier
-       question of the visit has put there, if token ids, clips and targets are equal.
+    1. Each question is rendered; its trunk (text and clips before the branch) is shared with the
+       visit's other questions whose token ids, clips and targets there are equal.
     2. The clips' frames are read into one buffer a stream, end to end in piece order. A clip that
        can't be read leaves zeros and makes its questions weigh nothing: it keeps its place in the
        plan.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,27 +71,38 @@ class BufferPool:
     def take(self, n_frames: int, width: int) -> FloatBuffer:
         """(n_frames, width) float16, uninitialised."""
         size = n_frames * width
-        for number, buffer in enumerate(self._buffers):
-            if sys.getrefcount(buffer) > REFERENCES_WHEN_FREE:
-                continue
-            if buffer.size < size:
-                self._buffers[number] = buffer = np.empty(size, np.float16)
-            return buffer[:size].reshape(n_frames, width)
-        buffer = np.empty(size, np.float16)
-        self._buffers.append(buffer)
-        return buffer[:size].reshape(n_frames, width)
+        free = [i for i in range(len(self._buffers)) if _references(self._buffers, i) <= UNUSED]
+        if not free:
+            free = [len(self._buffers)]
+            self._buffers.append(np.empty(size, np.float16))
+        if self._buffers[free[0]].size < size:
+            self._buffers[free[0]] = np.empty(size, np.float16)
+        return self._buffers[free[0]][:size].reshape(n_frames, width)
 
 
-REFERENCES_WHEN_FREE = 3  # the pool's list, the loop's name, and getrefcount's own argument
+def _references(buffers: list[FloatBuffer], number: int) -> int:
+    return sys.getrefcount(buffers[number])
+
+
+UNUSED = _references([np.empty(0, np.float16)], 0)  # what a buffer counts that only the list holds
 
 
 @dataclass
+class _Trunk:
+    """Pieces that questions share: the last of them (-1: none), texts and clips as in `_Placed`."""
+
+    end: int
+    texts: list[tuple[int, int]]
+    clips: list[int]
+
+
+@dataclass(frozen=True)
 class _Placed:
-    """Where one question's texts went, and the clips on its path."""
+    """Where a question went: (piece, number) of its texts, its clips' places among the batch's."""
 
     asked: Asked
-    texts: list[tuple[int, int]] = field(default_factory=list)  # (piece, number of the text)
-    clips: list[int] = field(default_factory=list)  # numbers in the batch's order of clips
+    texts: list[tuple[int, int]]
+    clips: list[int]
 
 
 class Collator:
@@ -167,7 +178,7 @@ def pack(
 
 
 class _Forest:
-    """Grows the batch's pieces; within a visit equal beginnings become one piece."""
+    """Grows the batch's pieces; within a visit an equal trunk is there once."""
 
     def __init__(self, streams: Sequence[StreamFeatures]) -> None:
         self.builder = BatchBuilder()
@@ -175,44 +186,38 @@ class _Forest:
         self._streams = streams
 
     def place(self, visit: Sequence[Asked]) -> list[_Placed]:
-        texts: dict[tuple[int, bytes, bytes], int] = {}
-        clips: dict[tuple[int, int], tuple[int, int]] = {}
-        return [self._place(asked, texts, clips) for asked in visit]
-
-    def _place(
-        self,
-        asked: Asked,
-        texts: dict[tuple[int, bytes, bytes], int],
-        clips: dict[tuple[int, int], tuple[int, int]],
-    ) -> _Placed:
-        rendered = asked.rendered
-        if rendered.n_clips != len(asked.clips):
-            raise ManifestError(
-                f"question {asked.id} has {rendered.n_clips} audio placeholders and "
-                f"{len(asked.clips)} clips: give it as many of one as of the other"
-            )
-        parent, placed = -1, _Placed(asked)
-        for number, clip in enumerate(asked.clips):
-            ids, mask = rendered.texts[number], rendered.targets[number]
-            if len(ids):
-                key = (parent, ids.tobytes(), mask.tobytes())
-                if key not in texts:
-                    texts[key] = self.builder.add_text(ids, parent)
-                parent = texts[key]
-                placed.texts.append((parent, number))
-            if (parent, clip) not in clips:
-                clips[parent, clip] = self._add_clip(clip, parent)
-            parent, in_order = clips[parent, clip]
-            placed.clips.append(in_order)
-        placed.texts.append((self.builder.add_text(rendered.texts[-1], parent), rendered.n_clips))
-        self.builder.add_id(asked.id)
+        trunks: dict[tuple[object, ...], _Trunk] = {}
+        placed = []
+        for asked in visit:
+            rendered = asked.rendered
+            if rendered.n_clips != len(asked.clips):
+                raise ManifestError(
+                    f"question {asked.id} has {rendered.n_clips} audio placeholders and "
+                    f"{len(asked.clips)} clips: give it as many of one as of the other"
+                )
+            arrays = (*rendered.texts[:-1], *rendered.targets[:-1])
+            key = (asked.clips, *(array.tobytes() for array in arrays))
+            if key not in trunks:
+                trunks[key] = self._add_trunk(asked)
+            trunk = trunks[key]
+            branch = self.builder.add_text(rendered.texts[-1], trunk.end)
+            texts = [*trunk.texts, (branch, rendered.n_clips)]
+            placed.append(_Placed(asked, texts, trunk.clips))
+            self.builder.add_id(asked.id)
         return placed
 
-    def _add_clip(self, clip: int, parent: int) -> tuple[int, int]:
-        """The new piece, and its number among the batch's clips."""
-        frames = {stream.name: int(stream.n_frames[clip]) for stream in self._streams}
-        self.clips.append(clip)
-        return self.builder.add_clip(frames, parent), len(self.clips) - 1
+    def _add_trunk(self, asked: Asked) -> _Trunk:
+        trunk = _Trunk(-1, [], [])
+        for number, clip in enumerate(asked.clips):
+            ids = asked.rendered.texts[number]
+            if len(ids):
+                trunk.end = self.builder.add_text(ids, trunk.end)
+                trunk.texts.append((trunk.end, number))
+            frames = {stream.name: int(stream.n_frames[clip]) for stream in self._streams}
+            trunk.end = self.builder.add_clip(frames, trunk.end)
+            trunk.clips.append(len(self.clips))
+            self.clips.append(clip)
+        return trunk
 
 
 def _read(

@@ -29,10 +29,9 @@ from paltrain.errors import ManifestError
 from paltrain.log import get_logger
 
 if TYPE_CHECKING:
+    from paltrain.batch import RenderedQuestion
     from paltrain.data.index import Corpus
     from paltrain.data.manifest import Clip, Question
-
-    from paltrain.batch import RenderedQuestion
 
 log = get_logger(__name__)
 
@@ -93,8 +92,8 @@ def measure(rendered: RenderedQuestion, clips: Sequence[str] = ()) -> tuple[int,
     """
     targets = sum(int(mask[1:].sum()) for mask in rendered.targets)
     key = 0
-    for text in rendered.texts[:-1]:
-        key = crc32(np.asarray(text, np.int64).tobytes() + b"|", key)
+    for text, mask in zip(rendered.texts[:-1], rendered.targets[:-1], strict=True):
+        key = crc32(np.asarray(text, np.int64).tobytes() + mask.tobytes(), key)
     key = crc32("|".join(clips).encode(), key)
     return rendered.n_trunk_tokens, rendered.n_branch_tokens, targets, key
 

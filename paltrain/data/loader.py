@@ -30,11 +30,10 @@ from paltrain.errors import ManifestError, TrainingError
 from paltrain.log import get_logger
 
 if TYPE_CHECKING:
-    from paltrain.data.index import Corpus
-    from paltrain.data.shards import FeatureStore
-
     from paltrain.batch import Batch
     from paltrain.data.collate import BadSample
+    from paltrain.data.index import Corpus
+    from paltrain.data.shards import FeatureStore
 
 log = get_logger(__name__)
 

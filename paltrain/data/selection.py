@@ -40,7 +40,8 @@ class StreamFeatures:
 
     @property
     def width(self) -> int:
-        return self.store.width
+        width: int = self.store.width
+        return width
 
     def read_into(self, clip: int, out: NDArray[np.float16]) -> None:
         """Fill `out` (n_frames[clip], width); raises StoreError where the store is torn."""
@@ -92,6 +93,15 @@ def further_clips(corpus: Corpus) -> tuple[Int64Array, Int64Array]:
     return both[:, 0], both[:, 1]
 
 
+@dataclass(frozen=True)
+class Selected:
+    """(Q',) questions in use; (U,) their clips; (U + 1,) where each clip's questions start."""
+
+    questions: Int32Array
+    clips: Int32Array
+    clip_start: Int32Array
+
+
 class Selector:
     """Narrows down a corpus's questions and counts by what each was left out."""
 
@@ -112,12 +122,13 @@ class Selector:
         if not clips.all():
             self.keep(np.repeat(clips, np.diff(self._first_question)), otherwise)
 
-    def questions(self) -> tuple[Int32Array, Int32Array, Int32Array]:
-        """(Q',) questions in use, (U,) their clips, (U + 1,) where each clip's questions start."""
+    def selected(self) -> Selected:
+        """What is left."""
         questions = np.flatnonzero(self.kept).astype(np.int32)
         starts = np.searchsorted(questions, self._first_question.astype(np.int32))
         clips = np.flatnonzero(np.diff(starts)).astype(np.int32)
-        return questions, clips, np.append(starts[clips], len(questions)).astype(np.int32)
+        clip_start = np.append(starts[clips], len(questions)).astype(np.int32)
+        return Selected(questions, clips, clip_start)
 
 
 def shard_numbers(clips: Int32Array, streams: Mapping[str, StreamFeatures]) -> Int32Array:
