@@ -182,13 +182,13 @@ def _join(
             selector,
             corpus,
             ~missing,
-            f"no features in the store of stream '{name}' (tools/precompute_features.py makes them)",
+            f"no features of stream '{name}' (tools/precompute_features.py makes them)",
         )
         _keep_heard(
             selector,
             corpus,
             ~over,
-            f"over data.max_audio_tokens by stream '{name}' (or set data.truncate_audio)",
+            f"over data.max_audio_tokens by stream '{name}'",
         )
     return streams
 

@@ -27,6 +27,8 @@ from numpy.typing import NDArray
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
+BLOCK = 1 << 18  # items at once, where a whole temporary array would double the peak
+
 
 @dataclass(frozen=True)
 class EpochOrder:
@@ -141,12 +143,11 @@ def shuffle_within(group: Int32Array, bits: np.random.Philox) -> Int32Array:
     key: NDArray[np.uint64] = bits.random_raw(n)
     key >>= np.uint64(group_bits + item_bits)
     key <<= np.uint64(item_bits)
-    if group_bits:
-        high = group.astype(np.uint64)
-        high <<= np.uint64(64 - group_bits)
-        key |= high
-        del high
-    key |= np.arange(n, dtype=np.uint64)
+    for first in range(0, n, BLOCK):
+        block = key[first : first + BLOCK]
+        block |= np.arange(first, first + len(block), dtype=np.uint64)
+        if group_bits:
+            block |= group[first : first + BLOCK].astype(np.uint64) << np.uint64(64 - group_bits)
     key.sort()
     key &= np.uint64((1 << item_bits) - 1)
     return key.astype(np.int32)

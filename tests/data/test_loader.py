@@ -229,7 +229,7 @@ def test_clips_without_features_are_left_out_and_counted(plan_of, tmp_path):
     plan = plan_of({"mel": write_store(tmp_path / "fewer", features)})
     # clip 1 has two questions, clip 6 three, and the first of clip 5 hears clip 6 as well
     (reason,) = plan.left_out
-    assert reason.startswith("no features in the store of stream 'mel'")
+    assert reason.startswith("no features of stream 'mel'")
     assert plan.left_out[reason] == 6
     assert plan.n_clips == 22
 
