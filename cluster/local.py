@@ -4,10 +4,10 @@
                ├── rank 1   output in LOG_FOLDER/rank-1.log
                └── ...
 
-Guarantees: when a rank fails the others get a moment to end by themselves and are then killed, by the
-process groups that were started here and no others; the code returned is that of the rank that
-failed first, 128 + n for one killed by signal n. SIGINT and SIGTERM are passed on, so that ranks can save and stop; a
-second one kills. If the launcher itself dies, ranks get SIGTERM (Linux).
+Guarantees: when a rank fails the others get a moment to end by themselves and are then killed, by
+the process groups that were started here and no others; the code returned is that of the rank that
+failed first, 128 + n for one killed by signal n. SIGINT and SIGTERM are passed on, so that ranks
+can save and stop; a second one kills. If the launcher itself dies, ranks get SIGTERM (Linux).
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+
 POLL_S = 0.05
 GRACE_S = 5.0  # for ranks to end by themselves after one failed
 TAIL_LINES = 25
 PR_SET_PDEATHSIG = 1
+PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 def rank_environment(
@@ -55,7 +58,7 @@ def run_processes(
     log_folder: Path,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run `command` once per rank and wait; returns 0, or the exit code of the first rank that failed.
+    """Run `command` once per rank and wait; returns 0, or the first failed rank's exit code.
 
     environment: variables for every rank beyond this process's own.
     """
@@ -108,7 +111,7 @@ class _Group:
 
     def wait(self) -> int:
         """Until all have ended; passes signals on, ends the rest when one fails."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        for number in PASSED_ON:
             self._old_handlers[number] = signal.signal(number, self._pass_on)
         try:
             while not (failed := self._failed()) and self._running():
@@ -119,8 +122,8 @@ class _Group:
             return 0
         finally:
             self._kill_rest()
-            for number, handler in self._old_handlers.items():
-                signal.signal(number, handler)
+            for passed, handler in self._old_handlers.items():
+                signal.signal(passed, handler)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.signals_seen += 1
@@ -146,14 +149,14 @@ class _Group:
 
 
 def _first(failed: list[_Rank]) -> _Rank:
-    """Of ranks seen failed together: one killed by a signal is the cause, the others its consequence."""
+    """Of ranks seen failed together, one killed by a signal is the cause of the others."""
     return min(failed, key=lambda rank: (rank.process.returncode > 0, rank.process.returncode))
 
 
 def _report(rank: _Rank) -> int:
     code = rank.process.returncode
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    if rank.number > 0 and code not in (85, 130):
+    if rank.number > 0 and code not in (EXIT_REQUEUE, EXIT_INTERRUPTED):
         print(
             f"rank {rank.number} {ended}; its last lines ({rank.log_file}):\n{rank.tail()}",
             file=sys.stderr,

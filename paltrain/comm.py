@@ -8,16 +8,17 @@ are for a handful of numbers or a small object a step; gradients travel inside t
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+WORLD_OF_ONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Comm:
 
         timeout_s: a collective that waits longer raises, since a rank is then lost.
         """
-        for name, default in _world_of_one().items():
-            os.environ.setdefault(name, default)
+        alone = "RANK" not in os.environ
+        if alone:
+            os.environ.update(WORLD_OF_ONE)
         rank, world_size, local_rank = (
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         )
@@ -49,6 +51,7 @@ class Comm:
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
+            store=cast(Any, dist).HashStore() if alone else None,
             device_id=device if cuda else None,
         )
         return cls(rank, world_size, local_rank, device)
@@ -86,21 +89,3 @@ class Comm:
         numbers = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(numbers, op=op)
         return cast(list[float], numbers.tolist())
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _world_of_one() -> dict[str, str]:
-    return {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }

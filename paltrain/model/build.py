@@ -9,14 +9,16 @@ Importing this needs no torch: dry runs ask for tokenizer and template.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paltrain.config.schema import StreamConfig, TrainConfig
 from paltrain.errors import ConfigError, ModelError
+from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.tokenization import TemplateFields, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ def template_fields(config: TrainConfig) -> TemplateFields:
         max_text_tokens=config.data.max_text_tokens,
         truncate_text=config.data.truncate_text,
     )
+
+
+def audio_token_counts(config: TrainConfig) -> dict[str, Callable[[Any], Any]]:
+    """By stream, from frames of clips to the tokens they take."""
+    counts: dict[str, Callable[[Any], Any]] = {}
+    for name, stream in config.model.streams.items():
+        fields = _plain(asdict(stream.connector))
+        counts[name] = partial(n_audio_tokens, connector=fields)
+    return counts
 
 
 def build_template(config: TrainConfig, tokenizer: Any) -> ChatTemplate:

@@ -2,17 +2,18 @@
 
     checkpoints/
         step-00000040/
-            checkpoint.json            step, data state, Adam's count, config, versions, sizes of the files
-            state-00000.safetensors    "<name>/param", "<name>/exp_avg", "<name>/exp_avg_sq", full float32
-            state-00001.safetensors    ... another share of the names, and that rank's random state
+            checkpoint.json           step, data state, Adam's count, config, sizes of the files
+            state-00000.safetensors   "<name>/param", "<name>/exp_avg", "<name>/exp_avg_sq": full,
+            state-00001.safetensors   float32; each rank a share of the names and its random state
         step-00000060.partial/         being written, or left by a crash: ignored, removed at start
         latest                         the text "step-00000040"; moved last
 
-Each rank writes about the same number of bytes. Everything is written beside and renamed, so a crash
-or a full disk costs at most the newest checkpoint. Only trainable parameters and persistent buffers
-are in it; the frozen rest is held by its hash.
+Each rank writes about the same number of bytes. Everything is written beside and renamed, so a
+crash or a full disk costs at most the newest checkpoint. Only trainable parameters and persistent
+buffers are in it; the frozen rest is held by its hash.
 
-Cost: one gather of three float32 tensors a parameter; a rank holds its own share of them on the host.
+Cost: one gather of three float32 tensors a parameter; a rank holds its own share of them on the
+host.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ BUFFER_KEY = "buffer/"
 class Progress:
     """Where a run stands, as a checkpoint records it.
 
-    step: optimizer steps done, skipped ones included. data: the loader's state (`DataState.to_dict`).
-    config: the resolved configuration. code_version: of the code that wrote it.
+    step: optimizer steps done, skipped ones included. data: the loader's state
+    (`DataState.to_dict`). config: the resolved configuration. code_version: of the code that wrote
+    it.
     """
 
     step: int
@@ -86,7 +88,7 @@ class Checkpoints:
         self.comm.barrier()
 
     def latest(self) -> Path | None:
-        """The newest finished checkpoint, None for a run without one. Raises CheckpointError if torn."""
+        """The newest finished checkpoint, None without one. Raises CheckpointError if torn."""
         pointer = self.folder / LATEST
         if not pointer.exists():
             return None
@@ -155,14 +157,16 @@ class Checkpoints:
             except CheckpointError as error:
                 fault = str(error)
             except OSError as error:
-                fault = f"cannot write the checkpoint {error.filename or self.folder}: {error.strerror}"
+                fault = (
+                    f"cannot write the checkpoint {error.filename or self.folder}: {error.strerror}"
+                )
         faults = [f for f in self.comm.gather(fault) if f]
         if faults:
             raise CheckpointError(faults[0])
 
 
 def frozen_hash(model: nn.Module) -> str:
-    """A hash of the names and bytes of all parameters that do not train; of full (unsharded) weights."""
+    """A hash of names and bytes of the parameters that do not train, of unsharded weights."""
     import xxhash
 
     digest = xxhash.xxh3_128()
@@ -170,7 +174,7 @@ def frozen_hash(model: nn.Module) -> str:
         if not parameter.requires_grad:
             digest.update(name.encode())
             raw = parameter.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(memoryview(raw.numpy()))
+            digest.update(raw.numpy().data)
     return digest.hexdigest()
 
 
@@ -191,7 +195,9 @@ def _collect(engine: Engine, share: set[str], *, own_buffers: bool) -> dict[str,
     for name, state in engine.state():
         if name in share:
             for key in STATE_KEYS:
-                tensors[f"{name}/{key}"] = state[key].detach().float().to("cpu", copy=True).contiguous()
+                tensors[f"{name}/{key}"] = (
+                    state[key].detach().float().to("cpu", copy=True).contiguous()
+                )
     buffers = engine.buffers()
     if own_buffers:
         tensors |= {BUFFER_KEY + name: value.contiguous() for name, value in buffers.items()}
@@ -212,7 +218,8 @@ def _write_state(partial: Path, tensors: dict[str, Tensor], *, rank: int) -> Non
     remedy = "free some space, or lower checkpoint.keep; the last finished checkpoint is unharmed"
     if free < n_bytes:
         raise CheckpointError(
-            f"no room for the checkpoint {path}: it takes {n_bytes} bytes, {free} are free: {remedy}"
+            f"no room for the checkpoint {path}: it takes {n_bytes} bytes, {free} are free: "
+            f"{remedy}"
         )
     try:
         save_file(tensors, path)
@@ -241,8 +248,8 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read ({error}): {_fall_back(folder)}") from error
     if record.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has checkpoint format {record.get('format')}, this code reads {FORMAT}: "
-            f"use the code that wrote it, or set run.fresh=true"
+            f"{path} has checkpoint format {record.get('format')}, this code reads {FORMAT}: use "
+            "the code that wrote it, or set run.fresh=true"
         )
     return record
 
@@ -254,7 +261,8 @@ def _check_files(folder: Path) -> None:
         if actual != size:
             state = "is missing" if actual is None else f"has {actual} bytes"
             raise CheckpointError(
-                f"the checkpoint file {path} must have {size} bytes, but {state}: {_fall_back(folder)}"
+                f"the checkpoint file {path} must have {size} bytes, but {state}: "
+                f"{_fall_back(folder)}"
             )
 
 
@@ -269,13 +277,16 @@ def _check_names(folder: Path, saved: set[str], expected: Mapping[str, int]) -> 
     missing, extra = sorted(set(expected) - saved), sorted(saved - set(expected))
     if missing or extra:
         raise CheckpointError(
-            f"{folder} does not hold this run's trainable parameters: it lacks {_few(missing)} and has "
-            f"{_few(extra)} beyond them: restore the configuration it was made with, or set run.fresh=true"
+            f"{folder} does not hold this run's trainable parameters: it lacks {_few(missing)} "
+            f"and has {_few(extra)} beyond them: restore the configuration it was made with, or "
+            "set run.fresh=true"
         )
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    return (
+        ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") or "none"
+    )
 
 
 class _Tensors:
@@ -289,10 +300,13 @@ class _Tensors:
     def __enter__(self) -> _Tensors:
         for path in sorted(self.folder.glob("state-*.safetensors")):
             try:
-                self._files[path.name] = file = safe_open(path, framework="pt")
+                file: Any = safe_open(path, framework="pt")
             except SafetensorError as error:
-                raise CheckpointError(f"{path} is torn ({error}): {_fall_back(self.folder)}") from error
-            self._file_of |= {key: file for key in file.keys()}  # noqa: SIM118 - not a mapping
+                raise CheckpointError(
+                    f"{path} is torn ({error}): {_fall_back(self.folder)}"
+                ) from error
+            self._files[path.name] = file
+            self._file_of |= dict.fromkeys(file.keys(), file)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,11 +2,11 @@
 
 What DeepSpeed does of its own accord and this file undoes:
 - it averages gradients over ranks: the loss is scaled by the world size first;
-- its accumulation divides by a configured count and steps on a modulo, while ours varies from step to
-  step: `scale_wrt_gas=False`, and the boundary is set on every micro-batch;
+- its accumulation divides by a configured count and steps on a modulo, while ours varies from
+  step to step: `scale_wrt_gas=False`, and the boundary is set on every micro-batch;
 - it clips at 1.0 when `gradient_clipping` is absent: it is always given;
-- on CPU it compiles a shared-memory extension at start-up (a minute, and a lock if killed): switched off,
-  as are its own Adam kernels, by handing it torch's AdamW;
+- on CPU it compiles a shared-memory extension at start-up (a minute, and a lock if killed):
+  switched off, as are its own Adam kernels, by handing it torch's AdamW;
 - its checkpoints are bound to the world size: state goes out and in by name, as full tensors.
 
 Where the state lives: ZeRO keeps float32 master copies in flat tensors, one a parameter group (or
@@ -34,7 +34,8 @@ from paltrain.train.stages import ParameterGroup
 class DeepSpeedEngine:
     """See `paltrain.train.engine.Engine`.
 
-    model: `model(batch)` gives an object with `loss_sum`; its trainable parameters require gradients.
+    model: `model(batch)` gives an object with `loss_sum`; its trainable parameters require
+    gradients.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class DeepSpeedEngine:
     ) -> None:
         _check(zero_stage, dtype)
         if zero_stage == 1 and dtype == "bfloat16":
-            zero_stage = 2  # DeepSpeed's stage 1 in bfloat16 is another optimizer; 2 computes the same
+            zero_stage = (
+                2  # DeepSpeed's stage 1 in bfloat16 is another optimizer; 2 computes the same
+            )
         self.comm, self.zero_stage, self.max_grad_norm = comm, zero_stage, max_grad_norm
         self.n_applied_steps = 0
         self._buffer_names = [n for n, _ in model.named_buffers() if n in model.state_dict()]
@@ -89,7 +92,9 @@ class DeepSpeedEngine:
         loss_sum: Tensor = self._engine(batch).loss_sum
         # A loss of infinity can have finite gradients: made NaN, so that every rank skips the step.
         guard = torch.where(torch.isfinite(loss_sum.detach()), 1.0, torch.nan)
-        self._engine.backward(loss_sum * (scale * self.comm.world_size) * guard, scale_wrt_gas=False)
+        self._engine.backward(
+            loss_sum * (scale * self.comm.world_size) * guard, scale_wrt_gas=False
+        )
         return loss_sum.detach()
 
     def step(self, factor: float) -> float:
@@ -158,8 +163,8 @@ class DeepSpeedEngine:
     def _make_adam_state(self) -> None:
         """What AdamW would make at its first step: moments of zero and a count each.
 
-        Made at once, for saving before and loading without a step; and ZeRO 1 and 2 link parameters to
-        it after the first GROUP has stepped, when the other groups' does not exist yet.
+        Made at once, for saving before and loading without a step; and ZeRO 1 and 2 link parameters
+        to it after the first GROUP has stepped, when the other groups' does not exist yet.
         """
         for master in self._masters():
             self._adam_state[master].update(
@@ -187,8 +192,12 @@ class DeepSpeedEngine:
         }
 
     def _write(self, parameter: nn.Parameter, state: ParameterState) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
         moments = {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
         if self.zero_stage == 3:
@@ -241,8 +250,8 @@ def _check(zero_stage: int, dtype: str) -> None:
         raise ConfigError(f"`engine.zero_stage` must be 0, 1, 2 or 3, but is {zero_stage}")
     if zero_stage == 0 and dtype != "float32":
         raise ConfigError(
-            f"`engine.zero_stage: 0` keeps no float32 master weights, but `model.dtype` is {dtype}: "
-            f"choose zero_stage 1, 2 or 3"
+            "`engine.zero_stage: 0` keeps no float32 master weights, but `model.dtype` is "
+            f"{dtype}: choose zero_stage 1, 2 or 3"
         )
 
 
@@ -258,7 +267,9 @@ def _ds_config(
         "zero_optimization": {"stage": zero_stage},
     }
     if zero_stage == 3:
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = param_persistence_threshold
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = (
+            param_persistence_threshold
+        )
     if dtype == "bfloat16":
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}

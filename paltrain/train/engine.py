@@ -2,8 +2,8 @@
 
 One optimizer step is any number of `forward_backward` calls (the last one says so) and one `step`:
 
-    for i, batch in enumerate(batches):
-        loss += engine.forward_backward(batch, scale=1 / n_target_tokens, last=i == len(batches) - 1)
+    for i, batch in enumerate(batches, start=1):
+        loss += engine.forward_backward(batch, scale=1 / n_targets, last=i == len(batches))
     grad_norm = engine.step(lr_factor)
 
 Gradients are summed over ranks and micro-batches, never averaged. State goes out and in as full
@@ -49,7 +49,8 @@ class Engine(Protocol):
     def step(self, factor: float) -> float:
         """Clip and apply the gradients at `factor` times each group's peak learning rate.
 
-        Returns the norm of the gradients before clipping; where that is not finite nothing was applied.
+        Returns the norm of the gradients before clipping; where that is not finite nothing was
+        applied.
         """
         ...
 
@@ -70,7 +71,7 @@ class Engine(Protocol):
         ...
 
     def full_weights(self) -> dict[str, Tensor]:
-        """All parameters and persistent buffers, gathered on the host of rank 0 (elsewhere empty)."""
+        """All parameters and persistent buffers, on rank 0's host (elsewhere empty)."""
         ...
 
     def close(self) -> None:
@@ -83,7 +84,9 @@ def build_engine(
 ) -> Engine:
     """The engine that `config.engine.name` asks for. Raises ConfigError for an unknown one."""
     if config.engine.name != "deepspeed":
-        raise ConfigError("`engine.name`: " + unknown_name("engine", config.engine.name, ["deepspeed"]))
+        raise ConfigError(
+            "`engine.name`: " + unknown_name("engine", config.engine.name, ["deepspeed"])
+        )
     from paltrain.train.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(

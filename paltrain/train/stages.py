@@ -1,8 +1,9 @@
 """Which parameters train, and with which learning rate and weight decay.
 
-A stage lists groups or name patterns; a group is a few patterns (`GROUPS`). Patterns are shell-style
-(`fnmatch`) over parameter names, which start with `llm.` (the transformers decoder) and
-`streams.<name>.` (connectors and per-layer projections). A pattern that matches nothing is an error.
+A stage lists groups or name patterns; a group is a few patterns (`GROUPS`). Patterns are
+shell-style (`fnmatch`) over parameter names, which start with `llm.` (the transformers decoder) and
+`streams.<name>.` (connectors and per-layer projections). A pattern that matches nothing is an
+error.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def _shapes(pattern: str) -> tuple[str, ...]:
 def _why_nothing(pattern: str, names: list[str]) -> str:
     if pattern == "encoder" or pattern.startswith("encoder."):
         return (
-            f"'{pattern}' cannot train: features are precomputed once and the encoder is not part of "
-            f"the model; train 'connectors' instead"
+            f"'{pattern}' cannot train: features are precomputed once and the encoder is not "
+            "part of the model; train 'connectors' instead"
         )
     if pattern == "head":
         return "'head' matches nothing: it is tied to the embeddings here, so name 'embeddings'"

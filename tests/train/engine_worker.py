@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import TinyModel, micro_batches
 
 from paltrain.comm import Comm
 from paltrain.train.checkpoint import Checkpoints, Progress, frozen_hash
 from paltrain.train.deepspeed_engine import DeepSpeedEngine
 from paltrain.train.engine import Engine
 from paltrain.train.stages import ParameterGroup, parameter_groups, set_trainable
+from tests.train.tiny import TinyModel, micro_batches
 
 STEPS = 20
 SAVED_AT = 7

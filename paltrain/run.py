@@ -1,0 +1,278 @@
+"""A run: its folder, its identity, and the process `python -m paltrain.run FOLDER`.
+
+    runs/NAME/
+        config.yaml       resolved; the process reads nothing else
+        launch.json       code version, command line
+        status.json       state (running, stopped, failed, finished), step, total_steps, error
+        metrics.jsonl     one line a step
+        checkpoints/      see paltrain.train.checkpoint
+        tokenizer/        where the run trained one
+        model/            the exported model, once finished
+        log.txt, ranks/   what the ranks said
+
+`run.name` is the identity: the same command again goes on where the run stands, if its
+configuration is the same in everything that shapes the result. Importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paltrain.config.load import load_config, save_config, to_yaml
+from paltrain.config.schema import TrainConfig
+from paltrain.errors import EXIT_USER_ERROR, ConfigError, PaltrainError
+from paltrain.log import get_logger, setup_logging
+
+log = get_logger("paltrain.run")  # not __name__, which is __main__ in a rank
+
+RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
+
+# What may change when a run goes on: none of it shapes the result.
+FREE_KEYS = ("launch.", "logging.", "checkpoint.keep", "checkpoint.every_steps", "run.fresh")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies; the paths are written here and nowhere else."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> RunFolder:
+        return cls(Path(config.run.root) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def launch(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def status(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    def read_status(self) -> dict[str, Any]:
+        """The last status written; {} for a run that never started."""
+        if not self.status.exists():
+            return {}
+        status: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
+        return status
+
+    def write_status(self, state: str, **fields: Any) -> None:
+        """Replace the status; a reader sees the old or the new one whole."""
+        _write_json(self.status, {"state": state, "time": time.time(), **fields})
+
+    @property
+    def is_finished(self) -> bool:
+        return self.read_status().get("state") == FINISHED
+
+
+def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None) -> RunFolder:
+    """Make or reopen the run's folder and write its configuration.
+
+    launch: kept as `launch.json`. With `run.fresh` an old folder is moved aside.
+    Raises ConfigError listing the keys that differ from those the run was started with.
+    """
+    folder = RunFolder.of(config)
+    if config.run.fresh and folder.path.exists():
+        log.info("run.fresh: moved %s to %s", folder.path, _move_aside(folder.path))
+    if folder.config.exists():
+        check_same(folder, config)
+    elif folder.path.exists() and any(folder.path.iterdir()):
+        raise ConfigError(
+            f"{folder.path} exists, but is no run (it has no {folder.config.name}): choose "
+            "another run.name, or move it away"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    save_config(replace(config, run=replace(config.run, fresh=False)), folder.config)
+    if launch is not None:
+        _write_json(folder.launch, dict(launch))
+    return folder
+
+
+def check_same(folder: RunFolder, config: TrainConfig) -> None:
+    """Raises ConfigError listing the keys that shape the result and differ from the run's own."""
+    old = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    changed = differences(old, yaml.safe_load(to_yaml(config)))
+    if changed:
+        raise ConfigError(
+            f"the run {folder.path} was started with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nrestore it, choose another run.name, or start anew with run.fresh=true"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old value -> new value` for every dotted key that shapes a run's result and differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [k for k in {**before, **after} if not k.startswith(FREE_KEYS)]
+    return [
+        f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def find_init_folder(config: TrainConfig) -> Path | None:
+    """The model folder that `stage.init_from` means: a finished run's, or one given by its path.
+
+    Raises ConfigError if it is not there, saying what to run first.
+    """
+    name = config.stage.init_from
+    if name is None:
+        return None
+    run = RunFolder(Path(config.run.root) / name)
+    if run.config.exists():
+        if not run.is_finished:
+            status = run.read_status()
+            where = (
+                f"step {status['step']} of {status['total_steps']}"
+                if "step" in status
+                else "its start"
+            )
+            raise ConfigError(
+                f"stage.init_from: the run '{name}' has not finished (it stands at {where}): "
+                "launch it again first, it goes on from there"
+            )
+        return run.model
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    raise ConfigError(
+        f"stage.init_from: '{name}' is neither a run in {config.run.root}/ nor a model folder: "
+        f"launch the stage with run.name={name} first, or give a folder with config.json"
+    )
+
+
+def main(run_folder: Path) -> int:
+    """Train the run in `run_folder` as one of its ranks; returns the process's exit code.
+
+    0: finished. 2: something a user can mend. 85: saved after a signal, to go on later. 130: saved
+    after Ctrl-C.
+    """
+    folder = RunFolder(run_folder)
+    setup_logging(file=folder.log)
+    is_first = os.environ.get("RANK", "0") == "0"
+    try:
+        return _train(folder)
+    except PaltrainError as error:
+        log.error("%s", error)
+        if is_first or "RANK" not in os.environ:
+            _note_failure(folder, error)
+        else:
+            print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _train(folder: RunFolder) -> int:
+    config = load_config(TrainConfig, [folder.config])
+    init_folder = find_init_folder(config)
+    from paltrain.train.build import Paths, build_training
+    from paltrain.train.signals import EXIT_CODE
+
+    paths = Paths(
+        tokenizer=folder.tokenizer,
+        checkpoints=folder.checkpoints,
+        metrics=folder.metrics,
+        bad_samples=folder.bad_samples,
+        wandb=folder.path,
+        model=folder.model,
+    )
+    with build_training(
+        config, paths, init_folder=init_folder, code_version=_code_version(folder)
+    ) as job:
+        first = job.comm.rank == 0
+        if first:
+            folder.write_status(RUNNING, step=job.step, total_steps=job.total_steps)
+        wanted = job.train()
+        if not wanted:
+            job.export()
+        if first:
+            state = STOPPED if wanted else FINISHED
+            folder.write_status(state, step=job.step, total_steps=job.total_steps)
+            log.info("%s at step %d of %d: %s", state, job.step, job.total_steps, folder.path)
+        job.comm.barrier()
+        return EXIT_CODE[wanted] if wanted else 0
+
+
+def _note_failure(folder: RunFolder, error: PaltrainError) -> None:
+    status = folder.read_status()
+    status |= {"error": str(error)}
+    try:
+        folder.write_status(
+            FAILED, **{k: v for k, v in status.items() if k not in ("state", "time")}
+        )
+    except OSError as full:  # the disk that failed the run may fail its status too
+        log.error("cannot write %s either: %s", folder.status, full)
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
+
+
+def _move_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _code_version(folder: RunFolder) -> str:
+    if not folder.launch.exists():
+        return "unknown"
+    return str(json.loads(folder.launch.read_text(encoding="utf-8")).get("code_version", "unknown"))
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        print("usage: python -m paltrain.run RUN_FOLDER", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,357 @@
+"""From a configuration to a run that can train: model, data, engine, checkpoint (a builder).
+
+1. corpus, stores       rank 0 first: it compiles what is missing beside the files
+2. tokenizer, template  rank 0 trains the tokenizer where the run has none
+3. length table         rank 0 builds it where there is none
+4. model                every rank alike; what trains is marked before it is sharded
+5. engine               shards it
+6. data plan, loader    from where the checkpoint says
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+import yaml
+
+from paltrain.comm import Comm
+from paltrain.config.load import to_yaml
+from paltrain.config.schema import TrainConfig
+from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.index import Corpus
+from paltrain.data.lengths import (
+    LengthTable,
+    QuestionRenderer,
+    build_length_table,
+    find_length_table,
+)
+from paltrain.data.loader import Loader, loader_of
+from paltrain.data.plan import DataState
+from paltrain.data.shards import FeatureStore
+from paltrain.errors import PaltrainError
+from paltrain.log import get_logger
+from paltrain.model.build import (
+    audio_token_counts,
+    build_model,
+    build_template,
+    build_tokenizer,
+    tokenizer_source,
+)
+from paltrain.model.modeling import PalModel
+from paltrain.model.tokenization import load_tokenizer, tokenizer_hash
+from paltrain.train.checkpoint import Checkpoints, Progress, frozen_hash
+from paltrain.train.console import TrainingConsole
+from paltrain.train.engine import Engine, build_engine
+from paltrain.train.export import export_model
+from paltrain.train.flops import token_flops
+from paltrain.train.loop import Loop, LoopSettings, Sink
+from paltrain.train.metrics import MetricsLog, WandbCopy, device_peak_tflops
+from paltrain.train.schedule import lr_factor
+from paltrain.train.stages import parameter_groups, set_trainable
+
+log = get_logger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run's things lie (`paltrain.run.RunFolder` decides)."""
+
+    tokenizer: Path
+    checkpoints: Path
+    metrics: Path
+    bad_samples: Path
+    wandb: Path
+    model: Path
+
+
+class TrainingJob:
+    """A run ready to train, as one rank holds it. As a context manager it ends what it began."""
+
+    def __init__(
+        self, loop: Loop, loader: Loader, model: PalModel, tokenizer: Any, model_folder: Path
+    ) -> None:
+        self.comm = loop.comm
+        self._loop, self._loader = loop, loader
+        self._model, self._tokenizer, self._model_folder = model, tokenizer, model_folder
+
+    @property
+    def step(self) -> int:
+        return self._loop.progress.step
+
+    @property
+    def total_steps(self) -> int:
+        return self._loop.settings.total_steps
+
+    def train(self) -> int:
+        """See `Loop.run`."""
+        return self._loop.run(self._loader)
+
+    def export(self) -> None:
+        """Write the model folder (collective)."""
+        weights = self._loop.engine.full_weights()
+        if self.comm.rank == 0:
+            export_model(self._model, weights, self._tokenizer, self._model_folder)
+        self.comm.barrier()
+
+    def __enter__(self) -> TrainingJob:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._loader.close()
+        for sink in self._loop.sinks:
+            sink.close()
+        if error is None:  # after an error other ranks may be gone, and leaving waits for them
+            self._loop.engine.close()
+            self.comm.close()
+
+
+def build_training(
+    config: TrainConfig, paths: Paths, *, init_folder: Path | None, code_version: str
+) -> TrainingJob:
+    """Everything a rank needs to train `config`, standing where the newest checkpoint left it.
+
+    init_folder: the model to start from, where the stage names one.
+    """
+    comm = Comm.from_environment(timeout_s=config.engine.timeout_s)
+    _seed(config.run.seed, deterministic=config.engine.deterministic)
+    corpus, stores = _open_data(config, comm)
+    tokenizer, source = _tokenizer(config, comm, corpus, paths.tokenizer, init_folder)
+    render = QuestionRenderer(build_template(config, tokenizer), hears=bool(stores))
+    stamps = {name: store.stamp for name, store in stores.items()}
+    model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
+    _check_stamps(model, stores)
+    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source))
+    total_steps = steps_of(config, plan.planner.steps_per_epoch)
+
+    set_trainable(model, config.stage.trainable)
+    groups = parameter_groups(
+        model,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        lr_by_pattern=config.optimizer.lr_by_pattern,
+    )
+    flops = token_flops(model, config.logging.peak_tflops or device_peak_tflops(comm.device))
+    base = comm.broadcast(frozen_hash(model) if comm.rank == 0 else None)
+    dummy = model.dummy_batch
+    engine = build_engine(config, model, groups, comm)
+    _seed(config.run.seed + comm.rank, deterministic=config.engine.deterministic)
+
+    checkpoints = Checkpoints(paths.checkpoints, comm, keep=config.checkpoint.keep)
+    progress = _resume(
+        config, checkpoints, engine, plan, comm, base=base, code_version=code_version
+    )
+    settings = LoopSettings(
+        total_steps=total_steps,
+        steps_per_epoch=plan.planner.steps_per_epoch,
+        save_every_steps=config.checkpoint.every_steps,
+        max_nonfinite_steps=config.engine.max_nonfinite_steps,
+        lr_factor=_schedule(config, total_steps),
+        peak_lr=config.optimizer.lr,
+        flops=flops,
+    )
+    loader = loader_of(
+        plan,
+        config.data,
+        render=render,
+        rank=comm.rank,
+        world_size=comm.world_size,
+        state=DataState.from_dict(progress.data),
+        n_steps=total_steps - progress.step,
+        bad_samples=paths.bad_samples,
+    )
+    console = TrainingConsole(
+        name=config.run.name,
+        total_steps=total_steps,
+        every_steps=config.logging.every_steps,
+        quiet=comm.rank != 0,
+    )
+    sinks = _sinks(config, paths, progress) if comm.rank == 0 else []
+    loop = Loop(engine, comm, checkpoints, settings, progress, dummy, sinks, console)
+    _tell(config, loop, model, comm)
+    return TrainingJob(loop, loader, model, tokenizer, paths.model)
+
+
+def steps_of(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    if config.stage.steps is not None:
+        return config.stage.steps
+    assert config.stage.epochs is not None, "the schema sees to one of steps and epochs"
+    return max(1, math.ceil(config.stage.epochs * steps_per_epoch))
+
+
+def question_texts(corpus: Corpus, split: str) -> Iterator[str]:
+    """All instructions and answers of a split: what a fresh tokenizer is trained on."""
+    in_split = np.flatnonzero(np.asarray(corpus.clip_split) == list(corpus.splits).index(split))
+    for clip in in_split.tolist():
+        for question in corpus.clip(clip).questions:
+            for turn in question.turns or [(question.instruction, question.answer)]:
+                yield from (part for part in turn if part)
+
+
+def rank_0_first(comm: Comm, act: Callable[[], T]) -> T:
+    """Every rank's `act()`, rank 0's before the others'; its PaltrainError is raised on all."""
+    result: T | None = None
+    fault: PaltrainError | None = None
+    if comm.rank == 0:
+        try:
+            result = act()
+        except PaltrainError as error:
+            fault = error
+    fault = comm.broadcast((fault,) if comm.rank == 0 else None)[0]
+    if fault is not None:
+        raise fault
+    return cast(T, result) if comm.rank == 0 else act()
+
+
+def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
+    manifests = [Path(path) for path in config.data.manifests]
+    corpus = rank_0_first(comm, lambda: Corpus.open(manifests))
+    stores = {
+        name: FeatureStore.open(Path(stream.features), verify=config.data.verify_checksums)
+        for name, stream in config.model.streams.items()
+    }
+    return corpus, stores
+
+
+def _tokenizer(
+    config: TrainConfig, comm: Comm, corpus: Corpus, folder: Path, init_folder: Path | None
+) -> tuple[Any, str]:
+    """The run's tokenizer, and the folder or hub name it can be found by again."""
+    source = tokenizer_source(config, init_folder)
+    if source is not None:
+        return load_tokenizer(source), source
+
+    def train_or_load() -> Any:
+        if not (folder / "tokenizer.json").exists():
+            texts = question_texts(corpus, config.data.split)
+            build_tokenizer(config, texts=texts).save_pretrained(folder)
+        return load_tokenizer(str(folder))
+
+    return rank_0_first(comm, train_or_load), str(folder)
+
+
+def _check_stamps(model: PalModel, stores: Mapping[str, FeatureStore]) -> None:
+    """A model that has heard one encoder is not trained on another's features."""
+    for name, store in stores.items():
+        store.check_stamp(model.config.streams[name]["encoder"])
+
+
+def _plan(
+    config: TrainConfig,
+    comm: Comm,
+    corpus: Corpus,
+    stores: Mapping[str, FeatureStore],
+    render: QuestionRenderer,
+    tokenizer: str,
+) -> DataPlan:
+    def find_or_build() -> LengthTable:
+        found = find_length_table(corpus, tokenizer_hash=tokenizer, template_hash=render.hash)
+        return found or build_length_table(
+            corpus, render, tokenizer_hash=tokenizer, template_hash=render.hash
+        )
+
+    return build_plan(
+        config.data,
+        corpus=corpus,
+        stores=stores,
+        lengths=rank_0_first(comm, find_or_build),
+        audio_tokens=audio_token_counts(config),
+        seed=config.run.seed,
+    )
+
+
+def _resume(
+    config: TrainConfig,
+    checkpoints: Checkpoints,
+    engine: Engine,
+    plan: DataPlan,
+    comm: Comm,
+    *,
+    base: str,
+    code_version: str,
+) -> Progress:
+    """Where the run stands: at its newest checkpoint, which the engine takes over, or at 0."""
+    checkpoints.clean()
+    start = Progress(
+        step=0,
+        data=plan.planner.start().to_dict(),
+        n_applied_steps=0,
+        n_nonfinite=0,
+        frozen_hash=base,
+        world_size=comm.world_size,
+        config=yaml.safe_load(to_yaml(config)),
+        code_version=code_version,
+    )
+    newest = checkpoints.latest()
+    if newest is None:
+        return start
+    saved = checkpoints.load(newest, engine, frozen_hash=base)
+    log.info("going on from %s (saved by %d ranks)", newest, saved.world_size)
+    kept = {"step", "data", "n_applied_steps", "n_nonfinite"}
+    return Progress(**{k: getattr(saved if k in kept else start, k) for k in asdict(start)})
+
+
+def _schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
+    return partial(
+        lr_factor,
+        schedule=config.optimizer.schedule.value,
+        total_steps=total_steps,
+        warmup_steps=config.optimizer.warmup_steps,
+        min_lr_ratio=config.optimizer.min_lr_ratio,
+    )
+
+
+def _sinks(config: TrainConfig, paths: Paths, progress: Progress) -> list[Sink]:
+    sinks: list[Sink] = [MetricsLog(paths.metrics, after_step=progress.step)]
+    if config.logging.wandb:
+        sinks.append(
+            WandbCopy(
+                paths.wandb,
+                name=config.run.name,
+                project=config.logging.wandb_project,
+                mode=config.logging.wandb_mode,
+                config=progress.config,
+            )
+        )
+    return sinks
+
+
+def _seed(seed: int, *, deterministic: bool) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=False)
+
+
+def _tell(config: TrainConfig, loop: Loop, model: PalModel, comm: Comm) -> None:
+    n_trained = sum(loop.engine.trainable.values())
+    log.info(
+        "%s: %d parameters train (%s), steps %d to %d of %d questions, %d rank(s) on %s, ZeRO %d",
+        config.run.name,
+        n_trained,
+        ", ".join(config.stage.trainable),
+        loop.progress.step + 1,
+        loop.settings.total_steps,
+        config.data.batch_questions,
+        comm.world_size,
+        comm.device,
+        config.engine.zero_stage,
+    )
