@@ -1,0 +1,154 @@
+"""Encoders: independent references, trimming, batching, rebuilding from their provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+
+from paltrain.encoders import build_encoder, fbank
+from paltrain.errors import ConfigError, ModelError
+
+RNG = np.random.default_rng(0)
+FBANK = {
+    "sample_rate_hz": 16_000,
+    "n_mels": 40,
+    "frame_shift_ms": 20.0,
+    "f_min_hz": 20.0,
+    "f_max_hz": 8000.0,
+}
+
+
+def noise(duration_s: float) -> np.ndarray:
+    return (0.1 * RNG.normal(size=round(duration_s * 16_000))).astype(np.float32)
+
+
+def kaldi_written_out(waveform: np.ndarray) -> np.ndarray:
+    """Kaldi's fbank in numpy: 25 ms Hann frames every 20 ms, mean removed, pre-emphasis 0.97,
+    mel."""
+    shift, window, n_fft, n_mels = 320, 400, 512, 40
+    n_frames = (len(waveform) + shift // 2) // shift
+    index = np.arange(n_frames)[:, None] * shift + shift // 2 - window // 2 + np.arange(window)
+    index = np.where(index < 0, -index - 1, index)
+    index = np.where(index >= len(waveform), 2 * len(waveform) - 1 - index, index)
+    frames = waveform[index].astype(np.float64)
+    frames -= frames.mean(1, keepdims=True)
+    frames -= 0.97 * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / (window - 1))
+    power = np.abs(np.fft.rfft(frames * hann, n_fft)) ** 2
+    mel = lambda hz: 1127 * np.log(1 + np.asarray(hz) / 700)  # noqa: E731
+    edges = np.linspace(mel(20), mel(8000), n_mels + 2)
+    bins = mel(np.arange(n_fft // 2 + 1) * 16_000 / n_fft)
+    rising = (bins[:, None] - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - bins[:, None]) / np.diff(edges)[1:]
+    weights = np.maximum(0, np.minimum(rising, falling))
+    weights[-1] = 0  # Kaldi leaves the Nyquist bin out
+    return np.log(np.maximum(power @ weights, np.finfo(np.float32).eps))
+
+
+def fbank_backends() -> list:
+    present = [fbank.with_kaldi_native_fbank]
+    if fbank.backend() is fbank.with_torchaudio:
+        present.append(fbank.with_torchaudio)
+    return present
+
+
+@pytest.mark.parametrize("backend", fbank_backends(), ids=lambda f: f.__name__)
+def test_log_mel_equals_kaldis_definition_written_out(backend) -> None:
+    waveform = noise(0.7)
+    np.testing.assert_allclose(backend(waveform, **FBANK), kaldi_written_out(waveform), atol=2e-3)
+
+
+def test_logmel_frames_last_as_long_as_the_recording_and_show_when_a_tone_sounds() -> None:
+    encoder = build_encoder("logmel", options={"frame_rate_hz": 25, "n_mels": 32})
+    waveform = np.zeros(32_000, np.float32)
+    waveform[16_000:] = np.sin(2 * np.pi * 1000 * np.arange(16_000) / 16_000)
+    (frames,) = encoder.encode([waveform])
+    assert frames.shape == (50, 32)
+    loudness = frames.max(1)
+    assert loudness[:24].max() < -1 < 1 < loudness[26:].min()
+
+
+@pytest.mark.parametrize("duration_s", [0.1, 0.33, 2.0])
+def test_logmel_trims_to_the_duration_and_does_not_depend_on_the_batch(duration_s: float) -> None:
+    encoder = build_encoder("logmel")
+    waveform = noise(duration_s)
+    alone = encoder.encode([waveform])[0]
+    assert alone.shape == (round(duration_s * 50), 64)
+    np.testing.assert_array_equal(encoder.encode([noise(1.0), waveform])[1], alone)
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16,
+        encoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_layers=1,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        vocab_size=50,
+        num_mel_bins=20,
+        max_source_positions=100,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+    )
+    WhisperModel(config).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=20, chunk_length=2).save_pretrained(folder)
+    return folder
+
+
+def test_whisper_equals_transformers_and_is_trimmed(whisper_folder: Path) -> None:
+    encoder = build_encoder("whisper", path=str(whisper_folder))
+    waveforms = [noise(1.3), noise(2.0)]
+    extract = WhisperFeatureExtractor.from_pretrained(whisper_folder)
+    features = extract(waveforms, sampling_rate=16_000, return_tensors="pt").input_features
+    model = WhisperModel.from_pretrained(whisper_folder).get_encoder().eval()
+    with torch.inference_mode():
+        expected = model(features).last_hidden_state.numpy()
+    first, second = encoder.encode(waveforms)
+    assert encoder.frame_rate_hz == 50
+    np.testing.assert_allclose(first, expected[0, :65], atol=1e-6)
+    np.testing.assert_allclose(second, expected[1], atol=1e-6)
+
+
+def test_whisper_hears_a_long_recording_window_by_window(whisper_folder: Path) -> None:
+    encoder = build_encoder("whisper", path=str(whisper_folder))
+    waveform = noise(5.0)
+    (long,) = encoder.encode([waveform])
+    windows = encoder.encode([waveform[:32_000], waveform[32_000:64_000], waveform[64_000:]])
+    assert long.shape == (250, 16)
+    np.testing.assert_allclose(long, np.concatenate(windows), atol=1e-6)
+
+
+def test_an_encoder_is_rebuilt_from_its_provenance(whisper_folder: Path) -> None:
+    for encoder in (
+        build_encoder("logmel", options={"n_mels": 16}),
+        build_encoder("whisper", path=str(whisper_folder)),
+    ):
+        stamp = encoder.provenance()
+        again = build_encoder(**stamp["encoder"])
+        assert again.provenance() == stamp
+        waveform = noise(0.5)
+        np.testing.assert_array_equal(encoder.encode([waveform])[0], again.encode([waveform])[0])
+
+
+def test_what_cannot_be_built_says_what_can(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown encoder type 'wisper'.*did you mean 'whisper'"):
+        build_encoder("wisper")
+    with pytest.raises(ConfigError, match="encoder 'logmel': .*'mels'"):
+        build_encoder("logmel", options={"mels": 3})
+    with pytest.raises(ConfigError, match="0 < f_min_hz < f_max_hz <= 8000, not 20"):
+        build_encoder("logmel", options={"f_max_hz": 9000})
+    with pytest.raises(ConfigError, match=r"needs encoder\.path"):
+        build_encoder("whisper")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        build_encoder("whisper", path=str(tmp_path / "none"))
