@@ -1,4 +1,4 @@
-"""Run by test_engine.py, once a rank: `engine_worker.py OUT_JSON CHECKPOINTS OTHER_CHECKPOINTS|-`.
+"""Run by test_engine.py, once a rank: `engine_worker OUT_JSON CHECKPOINTS OTHERS_CHECKPOINTS`.
 
 Trains the tiny Llama in several ways and writes what came out; the test compares.
 """
@@ -127,55 +127,70 @@ def progress(engine: Engine, comm: Comm, base: str) -> Progress:
     )
 
 
-def main() -> None:
-    started = time.monotonic()
-    out, folder, other = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    comm = Comm.from_environment(timeout_s=60)
+def resumed(comm: Comm, folder: Path, *, stage: int, dtype: str = "float32") -> dict[str, Any]:
+    """Unbroken and saved on the way; and again from what was saved. The curves and the rest."""
     base = frozen_hash(tiny_model()[0])
     checkpoints = Checkpoints(folder, comm, keep=2)
     checkpoints.clean()
-    result: dict[str, Any] = {"plain": plain_torch()}
-    for stage in (3, 2, 0) if comm.world_size > 1 else (3,):
-        trained = engine(comm, stage=stage)
-        if stage == 3:
-            result["start_s"] = time.monotonic() - started
-        first = steps(trained, comm, range(SAVED_AT))
-        saved = checkpoints.save(trained, progress(trained, comm, base))
-        before = time.monotonic()
-        rest = steps(trained, comm, range(SAVED_AT, STEPS))
-        result[f"step_ms_{stage}"] = (time.monotonic() - before) / (STEPS - SAVED_AT) * 1e3
-        result[f"zero{stage}"] = [a + b for a, b in zip(first, rest, strict=True)]
-        weights = trained.full_weights()
-        trained.close()
+    unbroken = engine(comm, stage=stage, dtype=dtype)
+    first = steps(unbroken, comm, range(SAVED_AT))
+    saved = checkpoints.save(unbroken, progress(unbroken, comm, base))
+    before = time.monotonic()
+    rest = steps(unbroken, comm, range(SAVED_AT, STEPS))
+    step_ms = (time.monotonic() - before) / (STEPS - SAVED_AT) * 1e3
+    weights = unbroken.full_weights()
+    unbroken.close()
 
-        again = engine(comm, stage=stage)
-        checkpoints.load(saved, again, frozen_hash=base)
-        result[f"resumed{stage}"] = steps(again, comm, range(SAVED_AT, STEPS))
-        resumed = again.full_weights()
-        result[f"same_weights{stage}"] = all(torch.equal(weights[n], resumed[n]) for n in weights)
-        result[f"n_weights{stage}"] = len(weights)
-        result[f"applied{stage}"] = again.n_applied_steps
-        again.close()
-        result[f"skipping{stage}"] = skipping_nonfinite(comm, stage)
-    if other != "-":
-        elsewhere = Checkpoints(Path(other), comm, keep=2)
-        again = engine(comm, stage=3)
-        found = elsewhere.latest()
-        assert found is not None
-        elsewhere.load(found, again, frozen_hash=base)
-        result["from_other"] = steps(again, comm, range(SAVED_AT, STEPS))
-        again.close()
-    for stage in (3, 1) if comm.world_size > 1 else ():
-        trained = engine(comm, stage=stage, dtype="bfloat16")
-        first, _ = steps(trained, comm, range(SAVED_AT))
-        checkpoints.save(trained, progress(trained, comm, base))
-        rest, _ = steps(trained, comm, range(SAVED_AT, STEPS))
-        trained.close()
-        again = engine(comm, stage=stage, dtype="bfloat16")
-        checkpoints.load(folder / f"step-{SAVED_AT:08d}", again, frozen_hash=base)
-        resumed, _ = steps(again, comm, range(SAVED_AT, STEPS))
-        again.close()
-        result[f"bf16_{stage}"] = {"losses": first + rest, "same": resumed == rest}
+    again = engine(comm, stage=stage, dtype=dtype)
+    checkpoints.load(saved, again, frozen_hash=base)
+    after = steps(again, comm, range(SAVED_AT, STEPS))
+    same = all(torch.equal(weights[n], w) for n, w in again.full_weights().items())
+    n_applied = again.n_applied_steps
+    again.close()
+    return {
+        "losses": first[0] + rest[0],
+        "norms": first[1] + rest[1],
+        "after": after,
+        "same_weights": same,
+        "n_weights": len(weights),
+        "n_applied": n_applied,
+        "step_ms": step_ms,
+    }
+
+
+def from_another_world(comm: Comm, folder: Path) -> tuple[list[float], list[float]]:
+    """The rest of the curve from a checkpoint that another number of ranks saves meanwhile."""
+    deadline = time.monotonic() + 60
+    while comm.max([float((folder / "latest").exists())]) == [0.0]:
+        assert time.monotonic() < deadline, "the other world saved nothing"
+        time.sleep(0.2)
+    elsewhere = Checkpoints(folder, comm, keep=2)
+    found = elsewhere.latest()
+    assert found is not None
+    again = engine(comm, stage=3)
+    saved = elsewhere.load(found, again, frozen_hash=frozen_hash(tiny_model()[0]))
+    assert saved.world_size != comm.world_size
+    after = steps(again, comm, range(SAVED_AT, STEPS))
+    again.close()
+    return after
+
+
+def main() -> None:
+    started = time.monotonic()
+    out, folder, other = (Path(word) for word in sys.argv[1:])
+    comm = Comm.from_environment(timeout_s=60)
+    result: dict[str, Any] = {"plain": plain_torch(), "start_s": time.monotonic() - started}
+    result["zero3"] = resumed(comm, folder / "zero3", stage=3)
+    if comm.world_size > 1:
+        for stage in (2, 0):
+            result[f"zero{stage}"] = resumed(comm, folder / f"zero{stage}", stage=stage)
+        for stage in (3, 1):
+            result[f"bf16_{stage}"] = resumed(
+                comm, folder / f"bf16_{stage}", stage=stage, dtype="bfloat16"
+            )
+        for stage in (3, 2, 0):
+            result[f"skipping{stage}"] = skipping_nonfinite(comm, stage)
+    result["from_other"] = from_another_world(comm, other / "zero3")
     if comm.rank == 0:
         out.write_text(json.dumps({**result, "total_s": time.monotonic() - started}))
     comm.close()

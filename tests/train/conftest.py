@@ -1,0 +1,1 @@
+from tests.train.plain import comm  # noqa: F401 - a fixture
