@@ -89,7 +89,24 @@ def store(tmp_path: Path):
     return write_store(tmp_path / "features", tiny_features(tiny_clips()))
 
 
-def write_store(folder: Path, features: Mapping[str, np.ndarray]):
+def write_store(folder: Path, features: Mapping[str, np.ndarray], *, per_shard: int = 5):
+    """A real store, `per_shard` clips in a shard."""
+    from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
     from paltrain.data.shards import FeatureStore
 
-    return FeatureStore(folder, features)
+    width = next(iter(features.values())).shape[1]
+    encoder = {"type": "logmel", "path": None, "revision": None, "options": {"n_mels": width}}
+    stamp = {
+        "encoder": encoder,
+        "weight_hash": "0",
+        "sample_rate_hz": 16_000,
+        "frame_rate_hz": 50.0,
+        "width": width,
+        "dtype": "float16",
+    }
+    claim_store(folder, stamp)
+    for number, clips in enumerate(
+        assign_shards(folder, list(features), clips_per_shard=per_shard)
+    ):
+        write_shard(folder, number, ((clip, features[clip]) for clip in clips))
+    return FeatureStore.open(folder)

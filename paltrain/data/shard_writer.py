@@ -1,0 +1,139 @@
+"""Writes the shards of a feature store: whole tars, by rename, the same bytes every time.
+
+Which clip lies in which shard is recorded before anything is encoded (`shards.jsonl`) and depends
+on the manifests alone, never on how many workers make the shards. Clips that come later get new
+shards, so what is there is never rewritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+import xxhash
+from numpy.typing import NDArray
+
+from paltrain.data.shards import (
+    DTYPE,
+    INDEX,
+    id_hash,
+    read_assignment,
+    read_stamp,
+    shard_index_path,
+    shard_path,
+    stamp_differences,
+)
+from paltrain.errors import StoreError
+
+
+def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
+    """Make `folder` a store of `stamp`, or find that it is one already.
+
+    Raises:
+        StoreError: it holds features of another encoder; names the fields that differ.
+    """
+    file = folder / "store.json"
+    if file.exists():
+        if differences := stamp_differences(read_stamp(folder), stamp):
+            raise StoreError(
+                f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
+                "here): name another store, or remove this one"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(dict(stamp), indent=2) + "\n")
+
+
+def assign_shards(
+    folder: Path, clip_ids: Sequence[str], *, clips_per_shard: int
+) -> list[list[str]]:
+    """The clip ids of every shard, those recorded and new ones for clips that have none yet."""
+    recorded = read_assignment(folder)
+    known = {clip_id for shard in recorded for clip_id in shard}
+    new = [clip_id for clip_id in clip_ids if clip_id not in known]
+    added = [new[at : at + clips_per_shard] for at in range(0, len(new), clips_per_shard)]
+    shards = recorded + added
+    if added:
+        lines = [
+            json.dumps({"shard": number, "clips": clips}) for number, clips in enumerate(shards)
+        ]
+        write_atomically(folder / "shards.jsonl", "\n".join(lines) + "\n")
+    return shards
+
+
+def write_shard(
+    folder: Path, number: int, features: Iterable[tuple[str, NDArray[np.floating[Any]]]]
+) -> int:
+    """Write (clip id, (n_frames, width)) samples as shard `number`; returns its bytes.
+
+    Raises:
+        StoreError: the disk is full or not writable. The shard is then taken away, others stay.
+    """
+    final, final_index = shard_path(folder, number), shard_index_path(folder, number)
+    beside = final.with_name(f".{final.name}.{os.getpid()}")
+    beside_index = final_index.with_name(f".{final_index.stem}.{os.getpid()}.npy")
+    try:
+        entries = _write_tar(beside, number, features)
+        np.save(beside_index, _locate(beside, number, entries))
+        size = beside.stat().st_size
+        os.replace(beside_index, final_index)
+        os.replace(beside, final)
+    except OSError as error:
+        raise StoreError(
+            f"{final} cannot be written: {error.strerror}; make room and run the same command "
+            "again: whole shards are kept"
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+        beside_index.unlink(missing_ok=True)
+    return size
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Beside, then renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _write_tar(
+    path: Path, number: int, features: Iterable[tuple[str, NDArray[np.floating[Any]]]]
+) -> list[tuple[int, int, int]]:
+    """Write the samples; (id hash, checksum, n_frames) of each."""
+    entries = []
+    with (
+        open(path, "wb") as file,
+        webdataset.TarWriter(file, mtime=0.0, user="paltrain", group="paltrain") as tar,
+    ):
+        for place, (clip_id, frames) in enumerate(features):
+            values = np.ascontiguousarray(frames, DTYPE)
+            tar.write(
+                {
+                    "__key__": f"{number:06d}-{place:06d}",
+                    "npy": values,
+                    "json": {"id": clip_id, "n_frames": len(values)},
+                }
+            )
+            entries.append((id_hash(clip_id), xxhash.xxh3_64_intdigest(values.data), len(values)))
+    return entries
+
+
+def _locate(path: Path, number: int, entries: Sequence[tuple[int, int, int]]) -> NDArray[Any]:
+    """The index of a tar: where in it each sample's frames begin."""
+    index = np.zeros(len(entries), INDEX)
+    with tarfile.open(path) as tar:
+        members = [member for member in tar if member.name.endswith(".npy")]
+        for row, (member, entry) in enumerate(zip(members, entries, strict=True)):
+            npy = tar.extractfile(member)
+            assert npy is not None
+            version = np.lib.format.read_magic(npy)
+            assert version == (1, 0), version
+            np.lib.format.read_array_header_1_0(npy)
+            index[row] = (entry[0], entry[1], member.offset_data + npy.tell(), entry[2], number)
+    return index
