@@ -1,0 +1,68 @@
+"""A manifest of questions without sound, and a run on it: what a launch needs at least."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paltrain.data.manifest import Clip, Question, write_manifest
+
+SOUNDS = ("a bell", "a siren", "a dog", "a cat", "a drum", "a flute")
+
+
+def write_texts(folder: Path, *, n_clips: int = 60) -> Path:
+    """Three questions a clip, a sixth of the clips in the test split."""
+    draw = random.Random(0)
+    clips = []
+    for i in range(n_clips):
+        questions = tuple(
+            Question(
+                id=f"c{i}/{j}",
+                task="after",
+                instruction=f"Which sound comes after {draw.choice(SOUNDS)}?",
+                answer=draw.choice(SOUNDS),
+            )
+            for j in range(3)
+        )
+        split = "test" if i % 6 == 0 else "train"
+        clips.append(Clip(f"c{i}", None, 0.0, "texts", split, questions))
+    write_manifest(folder / "manifest.jsonl", clips)
+    return folder / "manifest.jsonl"
+
+
+def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
+    """The YAML file of a run named `base` under folder/runs. changes: by section."""
+    config: dict[str, dict[str, Any]] = {
+        "run": {"name": "base", "root": str(folder / "runs")},
+        "model": {
+            "architecture": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "tie_word_embeddings": True,
+            },
+            "tokenizer_vocab_size": 320,
+        },
+        "data": {
+            "manifests": [str(folder / "manifest.jsonl")],
+            "batch_questions": 16,
+            "questions_per_visit": 2,
+            "text_token_budget": 128,
+        },
+        "stage": {"steps": 80},
+        "optimizer": {"lr": 3e-3, "warmup_steps": 5},
+        "engine": {"timeout_s": 60.0},
+        "checkpoint": {"every_steps": 25},
+        "launch": {"processes_per_node": 2, "threads_per_process": 1},
+    }
+    for section, values in changes.items():
+        config.setdefault(section, {}).update(values)
+    path = folder / f"{config['run']['name']}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path

@@ -1,0 +1,122 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from paltrain.config.schema import (
+    CheckpointConfig,
+    DataConfig,
+    LaunchConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunIdentity,
+    StageConfig,
+    TrainConfig,
+)
+from paltrain.errors import ConfigError
+from paltrain.run import FINISHED, RunFolder, differences, find_init_folder, prepare_run
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        run=RunIdentity(name="one", root=str(tmp_path / "runs")),
+        model=ModelConfig(llm="somewhere"),
+        data=DataConfig(manifests=["m.jsonl"]),
+        stage=StageConfig(steps=3),
+    )
+
+
+def test_a_run_is_its_folder_with_the_resolved_config(config):
+    folder = prepare_run(config, launch={"code_version": "abc"})
+    assert folder.config.exists()
+    assert json.loads(folder.launch.read_text()) == {"code_version": "abc"}
+
+
+def test_the_same_config_again_goes_on_in_the_same_folder(config):
+    folder = prepare_run(config)
+    (folder.path / "metrics.jsonl").write_text("{}\n")
+    assert prepare_run(config) == folder
+    assert folder.metrics.exists()
+
+
+def test_a_changed_config_is_refused_listing_the_dotted_keys(config):
+    prepare_run(config)
+    changed = replace(
+        config,
+        optimizer=OptimizerConfig(lr=0.5, lr_by_pattern={"ffn": 0.1}),
+        stage=StageConfig(steps=4),
+    )
+    with pytest.raises(ConfigError) as caught:
+        prepare_run(changed)
+    message = str(caught.value)
+    for part in (
+        "optimizer.lr: 0.0001 -> 0.5",
+        "optimizer.lr_by_pattern",
+        "stage.steps: 3 -> 4",
+        "run.fresh=true",
+    ):
+        assert part in message
+
+
+def test_what_does_not_shape_the_result_may_change(config):
+    prepare_run(config)
+    folder = prepare_run(
+        replace(
+            config,
+            launch=LaunchConfig(nodes=2),
+            logging=LoggingConfig(every_steps=1, wandb=True),
+            checkpoint=CheckpointConfig(every_steps=7, keep=5),
+        )
+    )
+    assert "every_steps: 7" in folder.config.read_text()
+
+
+def test_fresh_moves_the_old_folder_aside(config):
+    folder = prepare_run(config)
+    folder.metrics.write_text("{}\n")
+    fresh = replace(config, run=replace(config.run, fresh=True), stage=StageConfig(steps=9))
+    assert prepare_run(fresh) == folder
+    assert not folder.metrics.exists()
+    assert (folder.path.parent / "one.old-1" / "metrics.jsonl").exists()
+    assert "fresh: false" in folder.config.read_text()
+    prepare_run(fresh)
+    assert (folder.path.parent / "one.old-2").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(config):
+    other = RunFolder.of(config).path
+    other.mkdir(parents=True)
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="is no run"):
+        prepare_run(config)
+    assert (other / "thesis.tex").exists()
+
+
+def test_differences_name_keys_that_came_and_went():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 3}}) == [
+        "a.c: 2 -> 'absent'",
+        "a.d: 'absent' -> 3",
+    ]
+
+
+def test_init_from_is_a_finished_runs_model(config):
+    stage2 = replace(config, stage=StageConfig(init_from="one", steps=1))
+    folder = prepare_run(config)
+    folder.write_status("running", step=2, total_steps=3)
+    with pytest.raises(ConfigError, match=r"'one' has not finished \(it stands at step 2 of 3\)"):
+        find_init_folder(stage2)
+    folder.write_status(FINISHED, step=3, total_steps=3)
+    assert find_init_folder(stage2) == folder.model
+
+
+def test_init_from_may_be_a_model_folder(config, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert find_init_folder(replace(config, stage=StageConfig(init_from=str(tmp_path)))) == tmp_path
+
+
+def test_init_from_nowhere_says_what_to_run_first(config):
+    with pytest.raises(ConfigError, match="launch the stage with run.name=none first"):
+        find_init_folder(replace(config, stage=StageConfig(init_from="none")))
+    assert find_init_folder(config) is None
