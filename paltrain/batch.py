@@ -13,7 +13,8 @@ a plain conversation, several clips in one conversation, and several questions a
 The batch knows nothing of routes: how many positions a clip takes and whether it becomes rows
 (PLITS) or only keys and values (LAL) is the model's business (`paltrain.model.layout`).
 
-Notation: T text tokens of the batch, P pieces, C clips, F frames of all clips of one stream, W width.
+Notation: T text tokens of the batch, P pieces, C clips, F frames of all clips of one stream, W
+width.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class RenderedQuestion:
 class PackedFeatures:
     """One stream's encoder features of all clips, end to end.
 
-    values: (F, W) float16 or the model's dtype. n_frames: (C,) int64, 0 where a clip lacks the stream.
+    values: (F, W) float16 or the model's dtype. n_frames: (C,) int64, 0 where a clip lacks the
+    stream.
     """
 
     values: Tensor
@@ -73,10 +75,10 @@ class PackedFeatures:
 class Batch:
     """A packed micro-batch.
 
-    token_ids: (T,) int64. parent, n_tokens: (P,) int64; n_tokens is 0 for a clip. is_clip: (P,) bool;
-    clips are numbered in piece order. features: by stream name. target_rows: (M,) index into token_ids
-    of the row that predicts; target_ids: (M,) the token to predict; target_weights: (M,) float32.
-    ids: one name per question, for messages.
+    token_ids: (T,) int64. parent, n_tokens: (P,) int64; n_tokens is 0 for a clip. is_clip: (P,)
+    bool; clips are numbered in piece order. features: by stream name. target_rows: (M,) index into
+    token_ids of the row that predicts; target_ids: (M,) the token to predict; target_weights: (M,)
+    float32. ids: one name per question, for messages.
     """
 
     token_ids: Tensor
@@ -124,8 +126,8 @@ class Batch:
 class BatchBuilder:
     """Grows a forest piece by piece; `build` turns it into a `Batch`.
 
-    Features are packed by the caller, in the order of `add_clip`, into one buffer a stream, so that a
-    reader can fill it in place.
+    Features are packed by the caller, in the order of `add_clip`, into one buffer a stream, so that
+    a reader can fill it in place.
     """
 
     _texts: list[IntArray] = field(default_factory=list)
@@ -151,10 +153,11 @@ class BatchBuilder:
         return self._add_piece(parent, n_tokens=0, is_clip=True)
 
     def add_targets(self, piece: int, mask: NDArray[np.bool_], weight: float = 1.0) -> None:
-        """Let the tokens of text `piece` where `mask` is True be predicted by the token before each.
+        """Let the tokens of text `piece` where `mask` is True be predicted by the token before
+        each.
 
-        The first token of a piece is predicted by its parent's last text token; behind a clip nothing
-        has heard the clip yet, so there it is no target and is left out.
+        The first token of a piece is predicted by its parent's last text token; behind a clip
+        nothing has heard the clip yet, so there it is no target and is left out.
         """
         first, ids = self._first_row[piece], self._texts[self._text_number(piece)]
         for offset in np.flatnonzero(mask):
@@ -167,7 +170,8 @@ class BatchBuilder:
         self._ids.append(name)
 
     def build(self, features: Mapping[str, Tensor] | None = None) -> Batch:
-        """The batch; `features[stream]`: (F, W), the clips' frames end to end in `add_clip` order."""
+        """The batch; `features[stream]`: (F, W), the clips' frames end to end in `add_clip`
+        order."""
         rows, ids, weights = zip(*self._targets, strict=True) if self._targets else ((), (), ())
         texts = self._texts or [np.zeros(0, np.int64)]
         return Batch(

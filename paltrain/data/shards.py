@@ -177,12 +177,14 @@ class FeatureStore:
             os.close(file)
         if n_read != out.nbytes:
             raise StoreError(
-                f"{path} is torn: of clip '{self._name_of(row)}' {n_read} of {out.nbytes} bytes are "
+                f"{path} is torn: of clip '{self._name_of(row)}' {n_read} of {out.nbytes} bytes "
+                "are "
                 f"there; {REMEDY}"
             )
         if self._verify and xxhash.xxh3_64_intdigest(out.data) != int(entry["checksum"]):
             raise StoreError(
-                f"{path}: the frames of clip '{self._name_of(row)}' are not those that were written "
+                f"{path}: the frames of clip '{self._name_of(row)}' are not those that were "
+                "written "
                 f"(checksum); {REMEDY}"
             )
 

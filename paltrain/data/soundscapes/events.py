@@ -56,7 +56,8 @@ def _repeat(shape: Wave, t: Wave, every_s: float) -> Wave:
 
 
 def tone(t: Wave, rng: Generator) -> Wave:
-    return np.sin(2 * np.pi * rng.uniform(350, 1400) * t)
+    wave: Wave = np.sin(2 * np.pi * rng.uniform(350, 1400) * t)
+    return wave
 
 
 def rising_whistle(t: Wave, rng: Generator) -> Wave:
@@ -76,7 +77,7 @@ def siren(t: Wave, rng: Generator) -> Wave:
 
 def alarm(t: Wave, rng: Generator) -> Wave:
     """Beeps: a hard-edged tone, on and off."""
-    beep = signal.square(2 * np.pi * rng.uniform(900, 1600) * t)
+    beep: Wave = signal.square(2 * np.pi * rng.uniform(900, 1600) * t)
     return beep * (np.mod(t * rng.uniform(5, 8), 1) < 0.5)
 
 

@@ -22,10 +22,10 @@ from paltrain.data.soundscapes.scene import Scene
 NUMBERS = ("one", "two", "three")
 WORDS = {
     "which_sound": ("Which sound is heard?", "What sound is this?", "What do you hear?"),
-    "which_other": (
-        "Which sound is heard besides {named}?",
-        "What else is heard besides {named}?",
-        "What sound is there apart from {named}?",
+    "which_of_two": (
+        "Which sound is heard, {a} or {b}?",
+        "What do you hear, {a} or {b}?",
+        "What sound is this, {a} or {b}?",
     ),
     "which_first": (
         "Which comes first, {a} or {b}?",
@@ -65,10 +65,13 @@ def _words(task: str, rng: Generator, **names: str) -> str:
 
 
 def _which_sound(kinds: Sequence[str], rng: Generator) -> Asked:
-    """The only sound, or the one left when the others are named."""
-    answer, *named = rng.permutation(kinds).tolist()
-    words = _words("which_other", rng, named=" and ".join(named)) if named else None
-    return "which_sound", words or _words("which_sound", rng), answer, tuple(EVENTS)
+    """The only sound; of several, one of them against one that is not heard."""
+    answer = str(rng.choice(kinds))
+    if len(kinds) == 1:
+        return "which_sound", _words("which_sound", rng), answer, tuple(EVENTS)
+    other = str(rng.choice([kind for kind in EVENTS if kind not in kinds]))
+    a, b = rng.permutation([answer, other]).tolist()
+    return "which_sound", _words("which_of_two", rng, a=a, b=b), answer, (a, b)
 
 
 def _which(kinds: Sequence[str], wanted: int, rng: Generator) -> Asked:

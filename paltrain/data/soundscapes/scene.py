@@ -80,8 +80,8 @@ def record(scene: Scene, seed: int) -> NDArray[np.float32]:
         dry[start : start + len(wave)] += wave
     wet = _in_a_room(dry, rng)
     mixed = wet / np.abs(wet).max() + _background(len(wet), rng)
-    peak = rng.uniform(0.3, 0.9)
-    return (peak * mixed / np.abs(mixed).max()).astype(np.float32)
+    mixed *= rng.uniform(0.3, 0.9) / np.abs(mixed).max()
+    return np.asarray(mixed, np.float32)
 
 
 def _in_a_room(dry: Wave, rng: Generator) -> Wave:
@@ -109,4 +109,4 @@ def _background(n_samples: int, rng: Generator) -> Wave:
         hum = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in (1, 2, 3, 5))
         noise = 0.1 * noise + hum
     level = 10 ** (-rng.uniform(25, 45) / 20)
-    return level * noise / np.sqrt((noise**2).mean())
+    return np.asarray(level * noise / np.sqrt((noise**2).mean()))

@@ -1,0 +1,1 @@
+"""Importers: other layouts become a manifest. One module a layout."""
