@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from paltrain.errors import EXIT_USER_ERROR
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 POLL_S = 0.05
@@ -116,10 +117,13 @@ class _Group:
         try:
             while not (failed := self._failed()) and self._running():
                 time.sleep(POLL_S)
-            if failed:
-                self._end_rest()
-                return _report(_first(failed))
-            return 0
+            if not failed:
+                return 0
+            first = _first(failed)
+            self._end_rest()
+            console = self.ranks[0].process.returncode
+            _report(first, is_said=first.process.returncode == console == EXIT_USER_ERROR)
+            return _exit_code(first)
         finally:
             self._kill_rest()
             for passed, handler in self._old_handlers.items():
@@ -153,16 +157,19 @@ def _first(failed: list[_Rank]) -> _Rank:
     return min(failed, key=lambda rank: (rank.process.returncode > 0, rank.process.returncode))
 
 
-def _report(rank: _Rank) -> int:
+def _report(rank: _Rank, *, is_said: bool) -> None:
+    """Say on the console why the run ended; is_said: rank 0 has said the same there."""
     code = rank.process.returncode
+    if is_said or code in (EXIT_REQUEUE, EXIT_INTERRUPTED):
+        return
     ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    if rank.number > 0 and code not in (EXIT_REQUEUE, EXIT_INTERRUPTED):
-        print(
-            f"rank {rank.number} {ended}; its last lines ({rank.log_file}):\n{rank.tail()}",
-            file=sys.stderr,
-        )
-    elif code < 0:
-        print(f"rank {rank.number} {ended}", file=sys.stderr)
+    tail = f"; its last lines ({rank.log_file}):\n{rank.tail()}" if rank.number else ""
+    if tail or code < 0:
+        print(f"rank {rank.number} {ended}{tail}", file=sys.stderr)
+
+
+def _exit_code(rank: _Rank) -> int:
+    code = rank.process.returncode
     return 128 - code if code < 0 else code
 
 

@@ -16,11 +16,14 @@ configuration is the same in everything that shapes the result. Importing this n
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,10 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
 
     @property
     def ranks(self) -> Path:
@@ -192,14 +199,38 @@ def main(run_folder: Path) -> int:
     setup_logging(file=folder.log)
     is_first = os.environ.get("RANK", "0") == "0"
     try:
-        return _train(folder)
-    except PaltrainError as error:
+        with _sole_owner(folder) if is_first else nullcontext():
+            return _train(folder)
+    except Exception as error:
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not isinstance(error, PaltrainError) and not is_full:
+            raise
         log.error("%s", error)
-        if is_first or "RANK" not in os.environ:
-            _note_failure(folder, error)
-        else:
-            print(f"error: {error}", file=sys.stderr)
+        if not is_first:
+            print(f"error: {error}", file=sys.stderr)  # the launcher shows this rank's last lines
         return EXIT_USER_ERROR
+
+
+@contextmanager
+def _sole_owner(folder: RunFolder) -> Iterator[None]:
+    """Hold the run's lock, which ends with the process however it ends; note why it failed.
+
+    Raises ConfigError if another process trains the run. A file system without locks goes without.
+    """
+    with folder.lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder.path} is being trained by another process: wait for it, or end it"
+            ) from error
+        except OSError as error:
+            log.warning("no locks here (%s): let only one job train %s", error, folder.path)
+        try:
+            yield
+        except Exception as error:
+            _note_failure(folder, error)
+            raise
 
 
 def _train(folder: RunFolder) -> int:
@@ -233,7 +264,7 @@ def _train(folder: RunFolder) -> int:
         return EXIT_CODE[wanted] if wanted else 0
 
 
-def _note_failure(folder: RunFolder, error: PaltrainError) -> None:
+def _note_failure(folder: RunFolder, error: Exception) -> None:
     status = folder.read_status()
     status |= {"error": str(error)}
     try:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from paltrain.config.schema import (
     TrainConfig,
 )
 from paltrain.errors import ConfigError
-from paltrain.run import FINISHED, RunFolder, differences, find_init_folder, prepare_run
+from paltrain.run import FINISHED, RunFolder, differences, find_init_folder, main, prepare_run
 
 
 @pytest.fixture
@@ -120,3 +121,12 @@ def test_init_from_nowhere_says_what_to_run_first(config):
     with pytest.raises(ConfigError, match="launch the stage with run.name=none first"):
         find_init_folder(replace(config, stage=StageConfig(init_from="none")))
     assert find_init_folder(config) is None
+
+
+def test_a_run_in_training_is_not_trained_twice(config, capfd):
+    folder = prepare_run(config)
+    with folder.lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert main(folder.path) == 2
+    assert "is being trained by another process" in capfd.readouterr().err
+    assert folder.read_status() == {}

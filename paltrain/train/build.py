@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 import yaml
+from transformers.utils import logging as transformers_logging
 
 from paltrain.comm import Comm
 from paltrain.config.load import to_yaml
@@ -128,6 +129,7 @@ def build_training(
 
     init_folder: the model to start from, where the stage names one.
     """
+    transformers_logging.disable_progress_bar()
     comm = Comm.from_environment(timeout_s=config.engine.timeout_s)
     _seed(config.run.seed, deterministic=config.engine.deterministic)
     corpus, stores = _open_data(config, comm)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from paltrain.errors import CheckpointError
 
@@ -27,7 +26,6 @@ def export_model(model: Any, weights: Mapping[str, Tensor], tokenizer: Any, fold
     if not model.config.streams:
         model = model.llm
         weights = {name.removeprefix(LLM_PREFIX): value for name, value in weights.items()}
-    transformers_logging.disable_progress_bar()
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from paltrain.train.metrics import read_metrics
-from tests.cluster.texts import write_config, write_texts
+from tests.cluster.material import write_config, write_sounds, write_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 CURVE = ("step", "loss", "grad_norm", "lr", "epoch")
@@ -176,6 +176,33 @@ def test_metrics_have_a_line_a_step_with_units(history):
     }
     assert last["mfu"] is None
     assert 0 <= last["data_wait_share"] < 1
+
+
+@pytest.mark.distributed
+def test_a_run_with_a_stream_trains_though_a_rank_has_nothing_to_do(tmp_path):
+    from paltrain import PalModel
+
+    store = write_sounds(tmp_path)
+    stream = {"features": str(store), "route": "lal", "connector": {"frame_stack": 2}}
+    config = write_config(
+        tmp_path,
+        run={"name": "hears"},
+        model={"streams": {"mel": stream}},
+        data={"batch_questions": 1, "questions_per_visit": 1, "audio_token_budget": 64},
+        stage={"steps": 3, "trainable": ["connectors", "attention"]},
+        optimizer={"warmup_steps": 0},
+    )
+    code, out = said(launch(config))
+    assert code == 0, out
+    records = read_metrics(tmp_path / "runs" / "hears" / "metrics.jsonl")
+    assert len(records) == 3
+    assert all(r["audio_tokens_per_s"] > 0 and r["padding_share"] > 0 for r in records)
+    model = PalModel.from_pretrained(tmp_path / "runs" / "hears" / "model")
+    assert model.config.streams["mel"]["encoder"]["width"] == 8
+    plan = said(launch("--dry-run", config))[1]
+    assert "of 24 'train' clips with audio 0 lack features" in plan
+    assert "audio tokens" in plan
+    assert "unknown" not in plan
 
 
 def test_a_chain_stops_at_the_first_failure_and_names_it(tmp_path):

@@ -1,4 +1,4 @@
-"""A manifest of questions without sound, and a run on it: what a launch needs at least."""
+"""Small manifests, with and without sound, and runs on them: what a launch needs at least."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from paltrain.data.manifest import Clip, Question, write_manifest
+from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
 
 SOUNDS = ("a bell", "a siren", "a dog", "a cat", "a drum", "a flute")
 
@@ -66,3 +68,35 @@ def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
     path = folder / f"{config['run']['name']}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def write_sounds(folder: Path, *, n_clips: int = 24, width: int = 8) -> Path:
+    """A manifest of recordings with a feature store of frames that tell the answer."""
+    draw, noise = random.Random(1), np.random.default_rng(1)
+    sound_of = {f"s{i}": draw.randrange(len(SOUNDS)) for i in range(n_clips)}
+    clips = [
+        Clip(name, f"{name}.flac", 1.0, "sounds", "train", (question(name, SOUNDS[sound]),))
+        for name, sound in sound_of.items()
+    ]
+    write_manifest(folder / "manifest.jsonl", clips)
+    stamp = {
+        "encoder": {"type": "made up", "options": {}},
+        "weight_hash": "none",
+        "sample_rate_hz": 16000,
+        "frame_rate_hz": 25.0,
+        "width": width,
+        "dtype": "float16",
+    }
+    store = folder / "store"
+    claim_store(store, stamp)
+    for number, names in enumerate(assign_shards(store, list(sound_of), clips_per_shard=10)):
+        frames = []
+        for name in names:
+            noisy = 0.1 * noise.normal(size=(draw.randint(3, 9), width))
+            frames.append((name, (np.eye(width)[sound_of[name]] + noisy).astype(np.float16)))
+        write_shard(store, number, frames)
+    return store
+
+
+def question(name: str, answer: str) -> Question:
+    return Question(f"{name}/0", "which_sound", "Which sound is heard?", answer)
