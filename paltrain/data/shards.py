@@ -178,14 +178,12 @@ class FeatureStore:
         if n_read != out.nbytes:
             raise StoreError(
                 f"{path} is torn: of clip '{self._name_of(row)}' {n_read} of {out.nbytes} bytes "
-                "are "
-                f"there; {REMEDY}"
+                f"are there; {REMEDY}"
             )
         if self._verify and xxhash.xxh3_64_intdigest(out.data) != int(entry["checksum"]):
             raise StoreError(
                 f"{path}: the frames of clip '{self._name_of(row)}' are not those that were "
-                "written "
-                f"(checksum); {REMEDY}"
+                f"written (checksum); {REMEDY}"
             )
 
     def _name_of(self, row: int) -> str:

@@ -58,14 +58,16 @@ def draw_scene(seed: int, number: int) -> Scene:
 
 
 def _places(n_events: int, duration_s: float, rng: Generator) -> list[tuple[float, float]]:
-    """(onset, length) of each event in seconds, by onset; drawn until they overlap little
-    enough."""
+    """(onset, length) of each event in seconds, by onset; drawn until they overlap little enough.
+
+    The longer of two neighbours stands for both, or short events would tend to come first.
+    """
     while True:
         lengths = rng.uniform(*EVENT_S, n_events)
         onsets = np.sort(rng.uniform(0.05, duration_s - EVENT_S[1], n_events))
-        overlaps = onsets[:-1] + lengths[:-1] - onsets[1:]
-        allowed = MAX_OVERLAP_SHARE * np.minimum(lengths[:-1], lengths[1:])
-        if (np.diff(onsets) >= MIN_ONSET_GAP_S).all() and (overlaps <= allowed).all():
+        gaps = np.diff(onsets)
+        longer, shorter = (f(lengths[:-1], lengths[1:]) for f in (np.maximum, np.minimum))
+        if (gaps >= np.maximum(MIN_ONSET_GAP_S, longer - MAX_OVERLAP_SHARE * shorter)).all():
             return list(zip(onsets.tolist(), lengths.tolist(), strict=True))
 
 
