@@ -8,13 +8,15 @@ are for a handful of numbers or a small object a step; gradients travel inside t
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from paltrain.errors import PaltrainError
 
 T = TypeVar("T")
 
@@ -75,6 +77,23 @@ class Comm:
         box: list[T | None] = [value]
         dist.broadcast_object_list(box, src=0)
         return cast(T, box[0])
+
+    def rank_0_first(self, act: Callable[[], T]) -> T:
+        """Every rank's `act()`, rank 0's before the others'.
+
+        For what makes a file where there is none. A PaltrainError of rank 0 is raised on all.
+        """
+        result: T | None = None
+        fault: PaltrainError | None = None
+        if self.rank == 0:
+            try:
+                result = act()
+            except PaltrainError as error:
+                fault = error
+        (fault,) = self.broadcast((fault,))
+        if fault is not None:
+            raise fault
+        return cast(T, result) if self.rank == 0 else act()
 
     def barrier(self) -> None:
         """Wait until every rank is here."""

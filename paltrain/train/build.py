@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,6 @@ from paltrain.data.lengths import (
 from paltrain.data.loader import Loader, loader_of
 from paltrain.data.plan import DataState
 from paltrain.data.shards import FeatureStore
-from paltrain.errors import PaltrainError
 from paltrain.log import get_logger
 from paltrain.model.build import (
     audio_token_counts,
@@ -55,7 +54,7 @@ from paltrain.train.console import TrainingConsole
 from paltrain.train.engine import Engine, build_engine
 from paltrain.train.export import export_model
 from paltrain.train.flops import token_flops
-from paltrain.train.loop import Loop, LoopSettings, Sink
+from paltrain.train.loop import Loop, LoopSettings, Sink, TokenFlops
 from paltrain.train.metrics import MetricsLog, WandbCopy, device_peak_tflops
 from paltrain.train.schedule import lr_factor
 from paltrain.train.stages import parameter_groups, set_trainable
@@ -132,61 +131,39 @@ def build_training(
     transformers_logging.disable_progress_bar()
     comm = Comm.from_environment(timeout_s=config.engine.timeout_s)
     _seed(config.run.seed, deterministic=config.engine.deterministic)
-    corpus, stores = _open_data(config, comm)
-    tokenizer, source = _tokenizer(config, comm, corpus, paths.tokenizer, init_folder)
-    render = QuestionRenderer(build_template(config, tokenizer), hears=bool(stores))
-    stamps = {name: store.stamp for name, store in stores.items()}
-    model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
-    _check_stamps(model, stores)
-    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source))
-    total_steps = steps_of(config, plan.planner.steps_per_epoch)
-
+    parts = _make_parts(config, comm, paths, init_folder)
+    model, plan = parts.model, parts.plan
     set_trainable(model, config.stage.trainable)
-    groups = parameter_groups(
-        model,
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        lr_by_pattern=config.optimizer.lr_by_pattern,
-    )
     flops = token_flops(model, config.logging.peak_tflops or device_peak_tflops(comm.device))
     base = comm.broadcast(frozen_hash(model) if comm.rank == 0 else None)
-    dummy = model.dummy_batch
-    engine = build_engine(config, model, groups, comm)
+    engine = _engine(config, model, comm)
     _seed(config.run.seed + comm.rank, deterministic=config.engine.deterministic)
 
+    start = _start(config, plan, comm, frozen_hash=base, code_version=code_version)
     checkpoints = Checkpoints(paths.checkpoints, comm, keep=config.checkpoint.keep)
-    progress = _resume(
-        config, checkpoints, engine, plan, comm, base=base, code_version=code_version
-    )
-    settings = LoopSettings(
-        total_steps=total_steps,
-        steps_per_epoch=plan.planner.steps_per_epoch,
-        save_every_steps=config.checkpoint.every_steps,
-        max_nonfinite_steps=config.engine.max_nonfinite_steps,
-        lr_factor=_schedule(config, total_steps),
-        peak_lr=config.optimizer.lr,
-        flops=flops,
-    )
+    progress = _resume(checkpoints, engine, start)
+    settings = _settings(config, plan.planner.steps_per_epoch, flops)
     loader = loader_of(
         plan,
         config.data,
-        render=render,
+        render=parts.render,
         rank=comm.rank,
         world_size=comm.world_size,
         state=DataState.from_dict(progress.data),
-        n_steps=total_steps - progress.step,
+        n_steps=settings.total_steps - progress.step,
         bad_samples=paths.bad_samples,
     )
     console = TrainingConsole(
         name=config.run.name,
-        total_steps=total_steps,
+        total_steps=settings.total_steps,
         every_steps=config.logging.every_steps,
         quiet=comm.rank != 0,
     )
     sinks = _sinks(config, paths, progress) if comm.rank == 0 else []
+    dummy = model.dummy_batch
     loop = Loop(engine, comm, checkpoints, settings, progress, dummy, sinks, console)
-    _tell(config, loop, model, comm)
-    return TrainingJob(loop, loader, model, tokenizer, paths.model)
+    _tell(config, loop)
+    return TrainingJob(loop, loader, model, parts.tokenizer, paths.model)
 
 
 def steps_of(config: TrainConfig, steps_per_epoch: int) -> int:
@@ -206,24 +183,30 @@ def question_texts(corpus: Corpus, split: str) -> Iterator[str]:
                 yield from (part for part in turn if part)
 
 
-def rank_0_first(comm: Comm, act: Callable[[], T]) -> T:
-    """Every rank's `act()`, rank 0's before the others'; its PaltrainError is raised on all."""
-    result: T | None = None
-    fault: PaltrainError | None = None
-    if comm.rank == 0:
-        try:
-            result = act()
-        except PaltrainError as error:
-            fault = error
-    fault = comm.broadcast((fault,) if comm.rank == 0 else None)[0]
-    if fault is not None:
-        raise fault
-    return cast(T, result) if comm.rank == 0 else act()
+@dataclass(frozen=True)
+class _Parts:
+    """What a run is made of, before anything is sharded."""
+
+    tokenizer: Any
+    render: QuestionRenderer
+    model: PalModel
+    plan: DataPlan
+
+
+def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path | None) -> _Parts:
+    corpus, stores = _open_data(config, comm)
+    tokenizer, source = _tokenizer(config, comm, corpus, paths.tokenizer, init_folder)
+    render = QuestionRenderer(build_template(config, tokenizer), hears=bool(stores))
+    stamps = {name: store.stamp for name, store in stores.items()}
+    model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
+    _check_stamps(model, stores)
+    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source))
+    return _Parts(tokenizer, render, model, plan)
 
 
 def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
     manifests = [Path(path) for path in config.data.manifests]
-    corpus = rank_0_first(comm, lambda: Corpus.open(manifests))
+    corpus = comm.rank_0_first(lambda: Corpus.open(manifests))
     stores = {
         name: FeatureStore.open(Path(stream.features), verify=config.data.verify_checksums)
         for name, stream in config.model.streams.items()
@@ -245,7 +228,7 @@ def _tokenizer(
             build_tokenizer(config, texts=texts).save_pretrained(folder)
         return load_tokenizer(str(folder))
 
-    return rank_0_first(comm, train_or_load), str(folder)
+    return comm.rank_0_first(train_or_load), str(folder)
 
 
 def _check_stamps(model: PalModel, stores: Mapping[str, FeatureStore]) -> None:
@@ -272,50 +255,72 @@ def _plan(
         config.data,
         corpus=corpus,
         stores=stores,
-        lengths=rank_0_first(comm, find_or_build),
+        lengths=comm.rank_0_first(find_or_build),
         audio_tokens=audio_token_counts(config),
         seed=config.run.seed,
     )
 
 
-def _resume(
-    config: TrainConfig,
-    checkpoints: Checkpoints,
-    engine: Engine,
-    plan: DataPlan,
-    comm: Comm,
-    *,
-    base: str,
-    code_version: str,
+def _engine(config: TrainConfig, model: PalModel, comm: Comm) -> Engine:
+    groups = parameter_groups(
+        model,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        lr_by_pattern=config.optimizer.lr_by_pattern,
+    )
+    return build_engine(config, model, groups, comm)
+
+
+def _start(
+    config: TrainConfig, plan: DataPlan, comm: Comm, *, frozen_hash: str, code_version: str
 ) -> Progress:
-    """Where the run stands: at its newest checkpoint, which the engine takes over, or at 0."""
-    checkpoints.clean()
-    start = Progress(
+    """Where a run stands that has done nothing."""
+    return Progress(
         step=0,
         data=plan.planner.start().to_dict(),
         n_applied_steps=0,
         n_nonfinite=0,
-        frozen_hash=base,
+        frozen_hash=frozen_hash,
         world_size=comm.world_size,
         config=yaml.safe_load(to_yaml(config)),
         code_version=code_version,
     )
+
+
+def _resume(checkpoints: Checkpoints, engine: Engine, start: Progress) -> Progress:
+    """Where the run stands: at its newest checkpoint (the engine takes it over), else `start`."""
+    checkpoints.clean()
     newest = checkpoints.latest()
     if newest is None:
         return start
-    saved = checkpoints.load(newest, engine, frozen_hash=base)
+    saved = checkpoints.load(newest, engine, frozen_hash=start.frozen_hash)
     log.info("going on from %s (saved by %d ranks)", newest, saved.world_size)
-    kept = {"step", "data", "n_applied_steps", "n_nonfinite"}
-    return Progress(**{k: getattr(saved if k in kept else start, k) for k in asdict(start)})
+    return replace(
+        start,
+        step=saved.step,
+        data=saved.data,
+        n_applied_steps=saved.n_applied_steps,
+        n_nonfinite=saved.n_nonfinite,
+    )
 
 
-def _schedule(config: TrainConfig, total_steps: int) -> Callable[[int], float]:
-    return partial(
+def _settings(config: TrainConfig, steps_per_epoch: int, flops: TokenFlops) -> LoopSettings:
+    total_steps = steps_of(config, steps_per_epoch)
+    factor = partial(
         lr_factor,
         schedule=config.optimizer.schedule.value,
         total_steps=total_steps,
         warmup_steps=config.optimizer.warmup_steps,
         min_lr_ratio=config.optimizer.min_lr_ratio,
+    )
+    return LoopSettings(
+        total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch,
+        save_every_steps=config.checkpoint.every_steps,
+        max_nonfinite_steps=config.engine.max_nonfinite_steps,
+        lr_factor=factor,
+        peak_lr=config.optimizer.lr,
+        flops=flops,
     )
 
 
@@ -343,17 +348,16 @@ def _seed(seed: int, *, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=False)
 
 
-def _tell(config: TrainConfig, loop: Loop, model: PalModel, comm: Comm) -> None:
-    n_trained = sum(loop.engine.trainable.values())
+def _tell(config: TrainConfig, loop: Loop) -> None:
     log.info(
         "%s: %d parameters train (%s), steps %d to %d of %d questions, %d rank(s) on %s, ZeRO %d",
         config.run.name,
-        n_trained,
+        sum(loop.engine.trainable.values()),
         ", ".join(config.stage.trainable),
         loop.progress.step + 1,
         loop.settings.total_steps,
         config.data.batch_questions,
-        comm.world_size,
-        comm.device,
+        loop.comm.world_size,
+        loop.comm.device,
         config.engine.zero_stage,
     )

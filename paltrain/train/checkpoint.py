@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -37,6 +35,7 @@ from paltrain.comm import Comm
 from paltrain.errors import CheckpointError
 from paltrain.log import get_logger
 from paltrain.train.engine import STATE_KEYS, Engine, ParameterState
+from paltrain.train.random_state import random_state, set_random_state
 
 log = get_logger(__name__)
 
@@ -201,7 +200,7 @@ def _collect(engine: Engine, share: set[str], *, own_buffers: bool) -> dict[str,
     buffers = engine.buffers()
     if own_buffers:
         tensors |= {BUFFER_KEY + name: value.contiguous() for name, value in buffers.items()}
-    return tensors | _rng_state()
+    return tensors | {RNG_KEY + name: state for name, state in random_state().items()}
 
 
 def _make_room(partial: Path) -> None:
@@ -327,30 +326,9 @@ class _Tensors:
 
     def restore_rng(self, rank: int) -> None:
         file = self._files[f"state-{rank:05d}.safetensors"]
-        _set_rng_state({k: file.get_tensor(k) for k in file.keys() if k.startswith(RNG_KEY)})  # noqa: SIM118
+        keys = [key for key in file.keys() if key.startswith(RNG_KEY)]  # noqa: SIM118 - no mapping
+        set_random_state({key.removeprefix(RNG_KEY): file.get_tensor(key) for key in keys})
 
     def _tensor(self, key: str) -> Tensor:
         tensor: Tensor = self._file_of[key].get_tensor(key)
         return tensor
-
-
-def _rng_state() -> dict[str, Tensor]:
-    """This rank's random states as byte tensors."""
-    python, numpy = random.getstate(), np.random.get_state(legacy=True)
-    host = json.dumps([python, [numpy[0], numpy[1].tolist(), *numpy[2:]]]).encode()  # type: ignore[index,union-attr]
-    state = {
-        RNG_KEY + "torch": torch.get_rng_state(),
-        RNG_KEY + "host": torch.frombuffer(bytearray(host), dtype=torch.uint8),
-    }
-    if torch.cuda.is_available():
-        state[RNG_KEY + "cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(state[RNG_KEY + "torch"])
-    (version, words, gauss), numpy = json.loads(bytes(state[RNG_KEY + "host"].tolist()))
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state((numpy[0], np.array(numpy[1], np.uint32), *numpy[2:]))
-    if RNG_KEY + "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state[RNG_KEY + "cuda"])

@@ -52,7 +52,21 @@ def curve(metrics: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory):
+def started():
+    """Starts processes that do not outlive the module's tests."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def start(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory, started):
     """A run that is killed, goes on, is told to stop; and a copy that one process finishes."""
     folder = tmp_path_factory.mktemp("launch")
     write_texts(folder)
@@ -60,19 +74,18 @@ def history(tmp_path_factory):
     run = folder / "runs" / "base"
     metrics = run / "metrics.jsonl"
 
-    first = launch(config)
+    first = started(launch(config))
     wait_for_step(metrics, 38, first)
     ranks = psutil.Process(first.pid).children()
     os.kill(max(rank.pid for rank in ranks), signal.SIGKILL)
     killed = said(first)
     until_killed = curve(metrics)
     (run / "checkpoints" / "step-00000099.partial").mkdir()
-    shutil.copytree(run, folder / "alone" / "base")
+    copy = folder / "alone" / "base"
+    shutil.copytree(run, copy)
 
-    alone = subprocess.Popen(
-        [sys.executable, "-m", "paltrain.run", str(folder / "alone" / "base")], cwd=ROOT
-    )
-    second = launch(config, "logging.every_steps=1")
+    alone = started(subprocess.Popen([sys.executable, "-m", "paltrain.run", str(copy)], cwd=ROOT))
+    second = started(launch(config, "logging.every_steps=1"))
     wait_for_step(metrics, 60, second)
     second.send_signal(signal.SIGTERM)
     stopped = said(second)
@@ -85,7 +98,7 @@ def history(tmp_path_factory):
         "stopped": stopped,
         "resumed": curve(metrics),
         "alone": alone.wait(120),
-        "alone_curve": curve(folder / "alone" / "base" / "metrics.jsonl"),
+        "alone_curve": curve(copy / "metrics.jsonl"),
     }
 
 

@@ -49,6 +49,7 @@ def test_rank_0_speaks_on_the_console_and_others_to_their_files(tmp_path, capfd)
 def test_a_failing_rank_ends_the_rest_and_its_last_lines_are_shown(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("cluster.local.GRACE_S", 0.3)
     before = time.monotonic()
+    children = set(psutil.Process().children())
     code = run(
         """
         import os, sys, time
@@ -63,7 +64,7 @@ def test_a_failing_rank_ends_the_rest_and_its_last_lines_are_shown(tmp_path, cap
     shown = capfd.readouterr().err
     assert "rank 1 ended with exit code 1" in shown
     assert "ValueError: the reason" in shown
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= children
 
 
 def test_a_killed_rank_is_named_as_the_cause(tmp_path, capfd, monkeypatch):
