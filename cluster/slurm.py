@@ -27,7 +27,10 @@ TEARDOWN = (
 def slurm_parameters(
     profile: Profile, shape: Shape, *, job_name: str, account: str | None, after: str | None = None
 ) -> dict[str, Any]:
-    """submitit's parameters of a job. after: id of the job that must succeed before this one."""
+    """submitit's parameters of a job (time in minutes).
+
+    after: id of the job that must succeed before this one.
+    """
     cpus_per_task = max(
         1, (profile.cpus_per_node or shape.processes_per_node) // shape.processes_per_node
     )
@@ -50,17 +53,17 @@ def slurm_parameters(
         "setup": _setup(profile, cpus_per_task, shape.threads),
         "teardown": list(TEARDOWN),
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
-        "wckey": None,
     }
-    return {key: value for key, value in parameters.items() if value is not None}
+    known = {key: value for key, value in parameters.items() if value is not None}
+    return {**known, "wckey": None}  # submitit's own default is a key that clusters may refuse
 
 
 def sbatch_text(parameters: dict[str, Any], *, folder: Path) -> str:
     """What sbatch would be given; `folder` is where submitit puts its files."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {folder}"
-    text: str = _make_sbatch_string(command=command, folder=folder, **{"wckey": None, **parameters})
+    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
+    text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
     return text
 
 

@@ -20,16 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CURVE = ("step", "loss", "grad_norm", "lr", "epoch")
 
 
-def launch(*words: Any, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+def launch(*words: Any, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    ours = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, "tools/launch.py", *map(str, words)],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, **ours, **(environment or {})},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        **options,
     )
 
 
@@ -285,6 +284,48 @@ def test_a_real_launch_without_slurm_is_refused_before_anything_is_written(tmp_p
         assert "Slurm" in out
         assert len(out.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def write_command(folder: Path, name: str, shell: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{shell}\n")
+    path.chmod(0o755)
+
+
+def test_a_chain_on_slurm_is_submitted_with_frozen_code_and_dependencies(tmp_path):
+    """The commands of Slurm are stand-ins that keep what sbatch was given."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    given = tmp_path / "given"
+    write_command(bin_folder, "srun", "exit 0")
+    write_command(bin_folder, "scontrol", "exit 0")
+    count = f"ls {tmp_path} | grep -c given"
+    write_command(
+        bin_folder,
+        "sbatch",
+        f'n=$({count}); for f; do :; done; cp "$f" {given}-$n; echo Submitted batch job 4$n',
+    )
+    first = write_config(tmp_path, launch={"processes_per_node": None})
+    second = write_config(
+        tmp_path, run={"name": "next"}, launch={"processes_per_node": None, "nodes": 1}
+    )
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    environment = {"PATH": path, "PALTRAIN_ACCOUNT": "IscrB"}
+    words = ["--nodes", 2, "--cluster", "leonardo", first, second]
+    code, out = said(launch(*words, environment=environment))
+    assert code == 0, out
+    assert "base: submitted as job 40" in out
+    assert "next: submitted as job 41" in out
+    assert "#SBATCH --dependency=afterok:40" in Path(f"{given}-1").read_text()
+    text = Path(f"{given}-0").read_text()
+    folder = tmp_path / "runs" / "base"
+    assert "#SBATCH --mem=494GB" in text
+    assert "#SBATCH --account=IscrB" in text
+    assert f"export PYTHONPATH={folder / 'code'}" in text
+    assert "wckey" not in text
+    assert (folder / "code" / "paltrain" / "run.py").exists()
+    assert (folder / "code" / "cluster" / "slurm_task.py").exists()
+    assert json.loads((folder / "launch.json").read_text())["world_size"] == 8
 
 
 def test_launching_loads_no_torch(tmp_path):
