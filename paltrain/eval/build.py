@@ -22,8 +22,15 @@ from paltrain.data.selection import StreamFeatures, join_store, most_frames
 from paltrain.data.shards import FeatureStore
 from paltrain.errors import ConfigError, ModelError
 from paltrain.eval.answer import Answerer, answer_all
+from paltrain.eval.baseline import RecordedSpectra, StoredSpectra, average_spectrum_baseline
 from paltrain.eval.questions import choose_questions, heard_clips
-from paltrain.eval.records import SHUFFLED_SUFFIX, AnswerFile, EvalScores
+from paltrain.eval.records import (
+    BASELINE_FILE,
+    SHUFFLED_SUFFIX,
+    AnswerFile,
+    EvalScores,
+    write_json,
+)
 from paltrain.log import get_logger
 from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
@@ -70,13 +77,27 @@ class RunToEvaluate:
         return str(folder)
 
 
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's model in memory and the features that its streams listen to."""
+
+    run: RunToEvaluate
+    model: PalModel
+    streams: Sequence[StreamFeatures]
+
+    @classmethod
+    def load(
+        cls, run: RunToEvaluate, corpus: Corpus, given: Mapping[str, str], *, device: str | None
+    ) -> LoadedRun:
+        model = load_model(run.model_folder, device=device)
+        return cls(run, model, open_streams(run, model, corpus, given))
+
+
 def evaluate_run(
-    config: EvalConfig, run: str, *, corpus: Corpus, shuffled: bool, device: str | None = None
+    config: EvalConfig, loaded: LoadedRun, *, corpus: Corpus, shuffled: bool
 ) -> EvalScores:
     """One run's answers and scores, continued where an earlier evaluation stopped."""
-    found = RunToEvaluate.find(run)
-    model = load_model(found.model_folder, device=device)
-    streams = open_streams(found, model, corpus, config.features)
+    found, model, streams = loaded.run, loaded.model, loaded.streams
     chosen = choose_questions(
         corpus,
         split=config.split,
@@ -192,12 +213,6 @@ def model_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def runs_of(config: EvalConfig) -> Sequence[str]:
-    if not config.runs:
-        raise ConfigError("runs is empty: name at least one run folder or exported model")
-    return config.runs
-
-
 @dataclass(frozen=True)
 class Evaluated:
     """All of an evaluation's scores. baseline: accuracy by task, None where it was not computed."""
@@ -215,39 +230,30 @@ def evaluate_all(
         raise ConfigError("runs is empty: name at least one run folder or exported model")
     runs = [RunToEvaluate.find(run) for run in config.runs]
     corpus = Corpus.open([Path(manifest) for manifest in config.manifests])
-    evaluations, folders = [], []
+    evaluations, folders, baseline = [], [], None
     for run in runs:
+        loaded = LoadedRun.load(run, corpus, config.features, device=device)
         for shuffled in (False, True) if with_control else (False,):
-            scores = evaluate_run(config, run, corpus=corpus, shuffled=shuffled, device=device)
-            evaluations.append(scores)
+            evaluations.append(evaluate_run(config, loaded, corpus=corpus, shuffled=shuffled))
             folders.append(output_folder(config, run, shuffled=shuffled))
-    baseline = None
-    if with_baseline:
-        baseline = baseline_accuracy(corpus, config, [f for f in folders if _is_heard(f)])
-    return Evaluated(evaluations, baseline, folders)
+        if with_baseline and baseline is None:
+            baseline = _baseline(config, corpus, loaded.streams)
+    if baseline is not None:
+        for run in runs:
+            write_json(output_folder(config, run, shuffled=False) / BASELINE_FILE, baseline)
+    return Evaluated(evaluations, baseline and baseline["accuracy"], folders)
 
 
-def baseline_accuracy(
-    corpus: Corpus, config: EvalConfig, folders: Sequence[Path]
-) -> Mapping[str, float] | None:
-    """Accuracy by task of the average-spectrum classifier, kept beside each run's scores.
-
-    None where there is no train split or a recording cannot be read. Computed once for the same
-    manifests, split and tasks.
-    """
-    identity = {"manifests": corpus.fingerprint, "split": config.split, "tasks": config.tasks}
-    kept = [folder / BASELINE_FILE for folder in folders]
-    for file in kept:
-        if file.exists():
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if content["of"] == identity:
-                break
-    else:
-        if "train" not in corpus.splits:
-            log.info("no average-spectrum baseline: the manifests have no split 'train'")
-            return None
-        content = {"of": identity, "accuracy": _fit_baseline(corpus, config)}
-    for file in kept:
-        write_json(file, content)
-    accuracy: Mapping[str, float] = content["accuracy"]
-    return accuracy
+def _baseline(
+    config: EvalConfig, corpus: Corpus, streams: Sequence[StreamFeatures]
+) -> dict[str, Any] | None:
+    """Accuracy by task of the average-spectrum classifier; None where nothing can be fitted on."""
+    if "train" not in corpus.splits:
+        log.info("no average-spectrum baseline: the manifests have no split 'train'")
+        return None
+    mels = [stream for stream in streams if stream.store.stamp["encoder"]["type"] == "logmel"]
+    spectrum_of = StoredSpectra(mels[0]) if mels else RecordedSpectra(corpus)
+    accuracy = average_spectrum_baseline(
+        corpus, spectrum_of, test_split=config.split, tasks=config.tasks
+    )
+    return {"accuracy": accuracy, "manifests": corpus.fingerprint, "split": config.split}

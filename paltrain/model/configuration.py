@@ -33,17 +33,15 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
         template: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(llm_config, dict):
-            llm_config = AutoConfig.for_model(**llm_config)
-        elif llm_config is None:
-            llm_config = AutoConfig.for_model("llama")
+        if isinstance(llm_config, dict) or llm_config is None:
+            llm_config = AutoConfig.for_model(**(llm_config or {"model_type": "llama"}))
         self.llm_config: Any = llm_config
         self.streams = streams or {}
         self.attention_backend = attention_backend
         self.template = template or {}
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(token, getattr(llm_config, token, None))
-        kwargs.setdefault("tie_word_embeddings", llm_config.tie_word_embeddings)
+        kwargs.setdefault("tie_word_embeddings", self.llm_config.tie_word_embeddings)
         super().__init__(**kwargs)
 
     def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:

@@ -213,7 +213,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _embed(self, batch: Batch, layout: Layout, audio: Mapping[str, Tensor]) -> Tensor:
         """(1, R, D): text embeddings and PLITS audio tokens in their rows."""
-        text = self.llm.get_input_embeddings()(batch.token_ids)
+        text: Tensor = self.llm.get_input_embeddings()(batch.token_ids)
         heard = {name: rows for name, rows in layout.plits_rows.items() if len(rows)}
         for name in layout.plits_rows.keys() - heard.keys():
             text = text + 0.0 * audio[name].sum()  # the dummy of a stream without audio
