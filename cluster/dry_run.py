@@ -25,10 +25,9 @@ from paltrain.errors import ConfigError, PaltrainError
 from paltrain.run import RunFolder, find_init_folder
 
 if TYPE_CHECKING:
-    from paltrain.data.shards import FeatureStore
-
     from paltrain.data.index import Corpus
     from paltrain.data.lengths import LengthTable
+    from paltrain.data.shards import FeatureStore
 
 T = TypeVar("T")
 LABEL_WIDTH = 20
@@ -63,13 +62,9 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
 
 
 def _standing(folder: RunFolder, config: TrainConfig) -> str:
-    status = folder.read_status()
     if not folder.config.exists():
         return "new"
-    if config.run.fresh:
-        return "run.fresh: the old one would be moved aside"
-    where = f"step {status['step']} of {status['total_steps']}" if "step" in status else "its start"
-    return f"{status.get('state', 'prepared')} at {where}"
+    return "run.fresh: the old one is moved aside" if config.run.fresh else folder.standing()
 
 
 def _starts_from(config: TrainConfig, earlier: Sequence[str]) -> str:
@@ -168,8 +163,10 @@ def _lengths(
     from paltrain.model.tokenization import template_hash, tokenizer_hash
 
     how = "a launch builds it, or tools/prepare_data.py lengths CONFIG"
-    if config.stage.init_from in earlier and not config.model.tokenizer:
-        raise Unknown(f"the tokenizer comes from the run {config.stage.init_from}; {how}")
+    start = config.stage.init_from
+    is_yet_to_run = start in earlier and not RunFolder(Path(config.run.root) / start).is_finished
+    if is_yet_to_run and not config.model.tokenizer:
+        raise Unknown(f"the tokenizer comes from the run {start}; {how}")
     init_folder = _known(lambda: find_init_folder(config))
     source = tokenizer_source(config, init_folder)
     own = RunFolder.of(config).tokenizer

@@ -108,6 +108,17 @@ class RunFolder:
         """Replace the status; a reader sees the old or the new one whole."""
         _write_json(self.status, {"state": state, "time": time.time(), **fields})
 
+    def standing(self) -> str:
+        """How far the run is, for people: `stopped at step 12 of 100`."""
+        status = self.read_status()
+        if not status:
+            return "not started"
+        lines = (
+            self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        )
+        total = status.get("total_steps", "an unknown number")
+        return f"{status['state']} at step {len(lines)} of {total}"
+
     @property
     def is_finished(self) -> bool:
         return self.read_status().get("state") == FINISHED
@@ -170,15 +181,9 @@ def find_init_folder(config: TrainConfig) -> Path | None:
     run = RunFolder(Path(config.run.root) / name)
     if run.config.exists():
         if not run.is_finished:
-            status = run.read_status()
-            where = (
-                f"step {status['step']} of {status['total_steps']}"
-                if "step" in status
-                else "its start"
-            )
             raise ConfigError(
-                f"stage.init_from: the run '{name}' has not finished (it stands at {where}): "
-                "launch it again first, it goes on from there"
+                f"stage.init_from: the run '{name}' has not finished ({run.standing()}): launch it "
+                "again first, it goes on from there"
             )
         return run.model
     if (Path(name) / "config.json").exists():

@@ -105,8 +105,9 @@ def test_differences_name_keys_that_came_and_went():
 def test_init_from_is_a_finished_runs_model(config):
     stage2 = replace(config, stage=StageConfig(init_from="one", steps=1))
     folder = prepare_run(config)
-    folder.write_status("running", step=2, total_steps=3)
-    with pytest.raises(ConfigError, match=r"'one' has not finished \(it stands at step 2 of 3\)"):
+    folder.write_status("running", total_steps=3)
+    folder.metrics.write_text("{}\n{}\n")
+    with pytest.raises(ConfigError, match=r"'one' has not finished \(running at step 2 of 3\)"):
         find_init_folder(stage2)
     folder.write_status(FINISHED, step=3, total_steps=3)
     assert find_init_folder(stage2) == folder.model
