@@ -164,8 +164,8 @@ def _lengths(
 
     how = "a launch builds it, or tools/prepare_data.py lengths CONFIG"
     start = config.stage.init_from
-    is_yet_to_run = start in earlier and not RunFolder(Path(config.run.root) / start).is_finished
-    if is_yet_to_run and not config.model.tokenizer:
+    before = RunFolder(Path(config.run.root) / (start or ""))
+    if start in earlier and not before.is_finished and not config.model.tokenizer:
         raise Unknown(f"the tokenizer comes from the run {start}; {how}")
     init_folder = _known(lambda: find_init_folder(config))
     source = tokenizer_source(config, init_folder)

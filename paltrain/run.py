@@ -113,11 +113,9 @@ class RunFolder:
         status = self.read_status()
         if not status:
             return "not started"
-        lines = (
-            self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        )
-        total = status.get("total_steps", "an unknown number")
-        return f"{status['state']} at step {len(lines)} of {total}"
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        n_steps, total = text.count("\n"), status.get("total_steps", "an unknown number")
+        return f"{status['state']} at step {n_steps} of {total}"
 
     @property
     def is_finished(self) -> bool:
