@@ -33,6 +33,9 @@ POLL_S = 0.05
 GRACE_S = 5.0  # for ranks to end by themselves after one failed
 TAIL_LINES = 25
 PR_SET_PDEATHSIG = 1
+# glibc maps every large tensor anew and gives it back at once, so each step touches fresh pages;
+# kept, a step on a CPU is a tenth to a sixth shorter.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -69,6 +72,7 @@ def run_processes(
         ranks = []
         for rank in range(world_size):
             variables = {
+                **ALLOCATOR,
                 **os.environ,
                 **(environment or {}),
                 **rank_environment(rank, world_size, port=port, threads=threads),

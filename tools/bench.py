@@ -68,7 +68,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--conversations", type=int, help="in one step")
     parser.add_argument("--backend", default="auto", help="auto, flash_attn, torch or sdpa")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: those of a training process)"
+    )
     return parser.parse_args(argv)
 
 

@@ -6,6 +6,7 @@ llama-1b     Llama-3.2-1B's shapes with random weights, bf16 on a GPU; a grid of
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,16 +111,16 @@ def run_attention(settings: BenchSettings) -> tuple[list[BenchRow], str]:
 
 
 def _subject(settings: BenchSettings) -> Subject:
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     if settings.preset == "llama-1b":
         config = AutoConfig.for_model("llama", **LLAMA_1B)
         works = _workloads(settings, GRID, n_conversations=8, width=WHISPER_WIDTH, frame_stack=1)
         dtype = torch.bfloat16 if on_gpu else torch.float32
+        torch.set_num_threads(settings.threads or torch.get_num_threads())
         return Subject(config, works, dtype, device)
     train = load_config(TrainConfig, [Path(settings.config)], [])
+    torch.set_num_threads(settings.threads or _threads_in_training(train))
     stream = next(iter(train.model.streams.values()), None)
     if stream is None:
         raise ConfigError(f"{settings.config} has no audio stream: name a run that listens")
@@ -131,6 +132,12 @@ def _subject(settings: BenchSettings) -> Subject:
         frame_stack=stream.connector.frame_stack,
     )
     return Subject(_decoder_of(Path(settings.config)), works, torch.float32, device)
+
+
+def _threads_in_training(config: TrainConfig) -> int:
+    """CPU threads that each process of the run has."""
+    processes = config.launch.processes_per_node or 1
+    return config.launch.threads_per_process or max(1, (os.cpu_count() or 1) // processes)
 
 
 def _workloads(

@@ -196,13 +196,18 @@ def _sdpa(
     outs = []
     for group in plan.groups:
         # (B, Tg, K, R, H): the R query heads of a kv head become R times as many queries
-        q_g = q[group.query_index].unflatten(2, (n_kv, n_heads // n_kv))
+        q_g = _rows(q, group.query_index).unflatten(2, (n_kv, n_heads // n_kv))
         q_g = q_g.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        k_g, v_g = (x[group.key_index].transpose(1, 2) for x in (k, v))
+        k_g, v_g = (_rows(x, group.key_index).transpose(1, 2) for x in (k, v))
         out = F.scaled_dot_product_attention(q_g, k_g, v_g, attn_mask=group.mask, scale=scale)
         out = out.unflatten(2, (n_heads // n_kv, -1)).permute(0, 3, 1, 2, 4)
         outs.append(out.reshape(-1, n_heads, head_dim))
-    return torch.cat(outs)[plan.output_index]
+    return torch.cat(outs).index_select(0, plan.output_index)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] for rows of x; its backward adds, where that of x[index] sorts first."""
+    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 @dataclass(frozen=True)

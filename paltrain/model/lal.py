@@ -131,7 +131,7 @@ class PackedContext:
                 module.layer_idx, k[plan.path_index], v[plan.path_index], plan.path_lengths
             )
         if plan.key_index is not None:
-            k, v = k[plan.key_index], v[plan.key_index]
+            k, v = (x.index_select(0, plan.key_index) for x in (k, v))
         out = varlen_attention(
             q.contiguous(),
             k.contiguous(),

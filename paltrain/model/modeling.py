@@ -221,8 +221,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return text[None]
         order = np.argsort(np.concatenate([layout.text_rows, *heard.values()]))
         rows_RD = torch.cat([text, *(audio[name] for name in heard)])
-        embeddings: Tensor = rows_RD[torch.from_numpy(order).to(text.device)][None]
-        return embeddings
+        return rows_RD.index_select(0, torch.from_numpy(order).to(text.device))[None]
 
     def _context(
         self, layout: Layout, audio: Mapping[str, Tensor], cache: ConversationCache | None
