@@ -12,6 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from paltrain.batch import Batch, BatchBuilder
+from paltrain.errors import ModelError
+from paltrain.model.attention import resolve_backend
 from paltrain.model.modeling import PalModel
 from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
 from tests.model.dense import conversation_logits
@@ -302,3 +304,29 @@ def test_the_dummy_batch_reaches_every_parameter_with_zero_gradient() -> None:
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, (form, name)
             assert not parameter.grad.any(), (form, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["flash_attn", "torch"])
+@pytest.mark.parametrize("form", ["lal", "plits", "pal"])
+def test_bf16_kernels_on_cuda_follow_the_float32_reference(
+    family: str, form: str, backend: str
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    try:
+        resolve_backend(backend, "cuda", torch.bfloat16)
+    except ModelError as error:
+        pytest.skip(str(error))
+    llm = tiny_llm(family, hidden_size=128, head_dim=64, num_attention_heads=2)
+    batch = mixed_batch(tuple(FORMS[form])).to("cuda")
+    reference = pal(llm, FORMS[form], attention_backend="sdpa").to("cuda").float()
+    ours = copy.deepcopy(reference).to(torch.bfloat16)
+    ours.config.attention_backend = backend
+    expected, loss = (model(batch).loss_sum for model in (reference, ours))
+    torch.testing.assert_close(loss, expected, rtol=3e-2, atol=3e-2)
+    expected.backward()
+    loss.backward()
+    for (name, theirs), mine in zip(reference.named_parameters(), ours.parameters(), strict=True):
+        error = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-3)
+        assert error < 0.15, (name, float(error))
