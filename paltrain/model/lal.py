@@ -3,8 +3,8 @@ decoder.
 
 One function is registered with `AttentionInterface` and chosen for the LLM. The decoder runs the
 packed rows as one sequence; its layers call this function, which adds the layer's audio keys and
-values and hands all to `varlen_attention`. Per layer l and LAL stream (DESIGN: LAL, exactly; PAL
-paper, LAL section):
+values and hands all to `varlen_attention`. Per layer l and LAL stream (PAL, arXiv 2506.10423,
+the section on LAL):
 
     A_l  = P_l(z)                                 z: the connector's output
     k, v = W_K, W_V of layer l applied to input_layernorm_l(A_l), k_norm where the family has one

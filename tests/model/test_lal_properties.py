@@ -1,4 +1,4 @@
-"""The six properties of LAL (DESIGN: LAL, exactly), in float64 on tiny random decoders."""
+"""The six properties of LAL, in float64 on tiny random decoders."""
 
 from __future__ import annotations
 
