@@ -1,0 +1,157 @@
+"""Evaluation end to end: a model on disk, real recordings, their store, answers and scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from paltrain import PalModel, PalProcessor
+from paltrain.config.schema import EvalConfig
+from paltrain.data.index import Corpus
+from paltrain.data.precompute import precompute
+from paltrain.data.soundscapes.dataset import write_soundscapes
+from paltrain.encoders import build_encoder
+from paltrain.errors import ModelError, StoreError
+from paltrain.eval.build import evaluate_all
+from paltrain.model.tokenization import train_tokenizer
+from tools import chat, export
+
+N_SCENES = 40
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """soundscapes, features/ (log-mel of 8 bands) and model/ (random, listening to them)."""
+    folder = tmp_path_factory.mktemp("world")
+    written = write_soundscapes(folder / "scenes", n_scenes=N_SCENES, seed=0, workers=1)
+    corpus = Corpus.open([written.manifest])
+    encoder = build_encoder("logmel", options={"n_mels": 8})
+    precompute(corpus, encoder, folder / "features", clips_per_shard=16, batch_clips=8, workers=0)
+    texts = [q.instruction + q.answer for n in range(N_SCENES) for q in corpus.clip(n).questions]
+    tokenizer = train_tokenizer(texts, vocab_size=320)
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            "llama",
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+        )
+    )
+    stream = {
+        "route": "lal",
+        "width": 8,
+        "connector": {"type": "mlp", "frame_stack": 4, "hidden_width": None},
+        "layers": "all",
+        "layer_projection": "shared",
+        "encoder": {**encoder.provenance(), "dtype": "float16"},
+    }
+    model = PalModel.from_llm(llm, streams={"mel": stream})
+    model.save_pretrained(folder / "run" / "model")
+    PalProcessor(model.config, tokenizer).save_pretrained(folder / "run" / "model")
+    return folder
+
+
+def config(world: Path, out: Path, **changes: object) -> EvalConfig:
+    return EvalConfig(
+        **{
+            "runs": [str(world / "run")],
+            "manifests": [str(world / "scenes/manifest.jsonl")],
+            "features": {"mel": str(world / "features")},
+            "batch_questions": 8,
+            "max_new_tokens": 3,
+            "out": str(out),
+            **changes,
+        }
+    )
+
+
+def answers(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+
+
+def test_every_test_question_is_answered_once_and_scored(world: Path, tmp_path: Path) -> None:
+    done = evaluate_all(config(world, tmp_path), with_control=True, with_baseline=True)
+    corpus = Corpus.open([world / "scenes/manifest.jsonl"])
+    asked = [
+        question.id
+        for number in range(N_SCENES)
+        if (clip := corpus.clip(number)).split == "test"
+        for question in clip.questions
+    ]
+    heard, shuffled = (answers(folder) for folder in done.folders)
+    for lines in (heard, shuffled):
+        assert sorted(line["question_id"] for line in lines) == sorted(asked)
+    assert all(line["heard_clip_id"] == line["clip_id"] for line in heard)
+    assert all(line["heard_clip_id"] != line["clip_id"] for line in shuffled)
+    assert done.baseline is not None
+    assert 0 <= done.baseline["how_many"] <= 1
+    by_task = {score.task: score for score in done.evaluations[0].tasks}
+    assert by_task["how_many"].n == 6
+
+
+def test_an_interrupted_evaluation_goes_on_and_gives_the_same_answers(
+    world: Path, tmp_path: Path
+) -> None:
+    (folder,) = evaluate_all(
+        config(world, tmp_path), with_control=False, with_baseline=False
+    ).folders
+    whole = answers(folder)
+    lines = (folder / "answers.jsonl").read_text().splitlines(keepends=True)
+    (folder / "answers.jsonl").write_text("".join(lines[:9]) + lines[9][:20])
+    evaluate_all(config(world, tmp_path), with_control=False, with_baseline=False)
+
+    def key(line: dict) -> str:
+        return line["question_id"]
+
+    assert sorted(answers(folder), key=key) == sorted(whole, key=key)
+
+
+def test_batching_does_not_change_the_answers(world: Path, tmp_path: Path) -> None:
+    given = []
+    for size in (1, 8):
+        settings = config(world, tmp_path / str(size), batch_questions=size)
+        (folder,) = evaluate_all(settings, with_control=False, with_baseline=False).folders
+        given.append({line["question_id"]: line["given"] for line in answers(folder)})
+    assert given[0] == given[1]
+
+
+def test_what_cannot_be_evaluated_says_why(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no exported model in .*: name a run that has finished"):
+        evaluate_all(
+            config(world, tmp_path, runs=[str(tmp_path)]), with_control=False, with_baseline=False
+        )
+    shutil.copytree(world / "features", tmp_path / "other")
+    stamp = json.loads((tmp_path / "other/store.json").read_text())
+    (tmp_path / "other/store.json").write_text(json.dumps({**stamp, "frame_rate_hz": 25.0}))
+    settings = config(world, tmp_path, features={"mel": str(tmp_path / "other")})
+    with pytest.raises(StoreError, match=r"another encoder .*frame_rate_hz: 25\.0 != 50\.0"):
+        evaluate_all(settings, with_control=False, with_baseline=False)
+
+
+def test_chat_answers_about_a_recording_and_about_none(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = world / "scenes/audio/scene-000000.flac"
+    chat.main([str(world / "run"), "--audio", str(recording), "--ask", "Which sound is heard?"])
+    chat.main([str(world / "run"), "--ask", "Hello?", "--max-new-tokens", "2"])
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+
+
+def test_export_writes_a_folder_that_loads_elsewhere(world: Path, tmp_path: Path) -> None:
+    export.main([str(world / "run"), "--out", str(tmp_path / "out")])
+    model = PalModel.from_pretrained(tmp_path / "out")
+    original = PalModel.from_pretrained(world / "run/model")
+    for (name, a), b in zip(model.named_parameters(), original.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    recording = world / "scenes/audio/scene-000000.flac"
+    batch = PalProcessor.from_pretrained(tmp_path / "out")(text="What?", audio=recording)
+    assert batch.n_clips == 1
