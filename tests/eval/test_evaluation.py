@@ -94,8 +94,7 @@ def test_every_test_question_is_answered_once_and_scored(world: Path, tmp_path: 
     assert all(line["heard_clip_id"] != line["clip_id"] for line in shuffled)
     assert done.baseline is not None
     assert 0 <= done.baseline["how_many"] <= 1
-    by_task = {score.task: score for score in done.evaluations[0].tasks}
-    assert by_task["how_many"].n == 6
+    assert done.evaluations[0].by_task["how_many"].n == 6
 
 
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_answers(
