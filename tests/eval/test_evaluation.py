@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from paltrain import PalModel, PalProcessor
 from paltrain.config.schema import EvalConfig
@@ -18,7 +17,7 @@ from paltrain.data.soundscapes.dataset import write_soundscapes
 from paltrain.encoders import build_encoder
 from paltrain.errors import ModelError, StoreError
 from paltrain.eval.build import evaluate_all
-from paltrain.model.tokenization import train_tokenizer
+from tests.exported import export_tiny_model
 from tools import chat, export
 
 N_SCENES = 40
@@ -33,30 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = build_encoder("logmel", options={"n_mels": 8})
     precompute(corpus, encoder, folder / "features", clips_per_shard=16, batch_clips=8, workers=0)
     texts = [q.instruction + q.answer for n in range(N_SCENES) for q in corpus.clip(n).questions]
-    tokenizer = train_tokenizer(texts, vocab_size=320)
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "llama",
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-        )
-    )
-    stream = {
-        "route": "lal",
-        "width": 8,
-        "connector": {"type": "mlp", "frame_stack": 4, "hidden_width": None},
-        "layers": "all",
-        "layer_projection": "shared",
-        "encoder": {**encoder.provenance(), "dtype": "float16"},
-    }
-    model = PalModel.from_llm(llm, streams={"mel": stream})
-    model.save_pretrained(folder / "run" / "model")
-    PalProcessor(model.config, tokenizer).save_pretrained(folder / "run" / "model")
+    export_tiny_model(folder / "run" / "model", encoder, texts)
     return folder
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from paltrain import PalModel, PalProcessor
 from paltrain.encoders import build_encoder
 from paltrain.errors import AudioError, ManifestError, ModelError
 from paltrain.model.template import AUDIO_PLACEHOLDER
-from paltrain.model.tokenization import train_tokenizer
+from tests.exported import export_tiny_model
 
 RATE_HZ = 16_000
 
@@ -23,30 +21,9 @@ RATE_HZ = 16_000
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported model that listens to log-mel frames."""
     folder = tmp_path_factory.mktemp("model")
-    tokenizer = train_tokenizer(["Which sound is heard?", "a bell"] * 9, vocab_size=300)
-    torch.manual_seed(0)
-    llm = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(
-            "llama",
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-        )
-    )
-    stream = {
-        "route": "lal",
-        "width": 8,
-        "connector": {"type": "mlp", "frame_stack": 2, "hidden_width": None},
-        "layers": "all",
-        "layer_projection": "shared",
-        "encoder": build_encoder("logmel", options={"n_mels": 8}).provenance(),
-    }
-    model = PalModel.from_llm(llm, streams={"mel": stream}, template={"system": "Listen."})
-    model.save_pretrained(folder)
-    PalProcessor(model.config, tokenizer).save_pretrained(folder)
+    texts = ["Which sound is heard?", "a bell"] * 9
+    encoder = build_encoder("logmel", options={"n_mels": 8})
+    export_tiny_model(folder, encoder, texts, system="Listen.")
     return folder
 
 
