@@ -52,7 +52,7 @@ class Asked:
 class BadSample:
     """A clip whose features could not be read, and the questions that lost their weight by it."""
 
-    clip: int  # corpus number; `reason` has its id
+    clip: int  # corpus number
     stream: str
     questions: tuple[str, ...]
     reason: str

@@ -61,17 +61,21 @@ class Step:
 class BadSamples:
     """Writes what could not be read to a file; too many end the run."""
 
-    def __init__(self, file: Path | None, *, at_most: int, rank: int) -> None:
+    def __init__(self, corpus: Corpus, file: Path | None, *, at_most: int, rank: int) -> None:
         self.count = 0
+        self._corpus = corpus
         self._file = file
         self._at_most = at_most
         self._rank = rank
 
     def __call__(self, sample: BadSample) -> None:
         self.count += 1
-        log.warning("clip %s cannot be read and weighs nothing: %s", sample.clip, sample.reason)
+        clip = self._corpus.clip(sample.clip).id
+        log.warning("clip %s cannot be read and weighs nothing: %s", clip, sample.reason)
         if self._file is not None:
-            line = json.dumps(asdict(sample) | {"rank": self._rank}, ensure_ascii=False)
+            line = json.dumps(
+                asdict(sample) | {"clip": clip, "rank": self._rank}, ensure_ascii=False
+            )
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         if self.count > self._at_most:
@@ -261,7 +265,7 @@ def loader_of(
             "there is no length table for these manifests, tokenizer and template: build it "
             "(tools/prepare_data.py lengths)"
         )
-    bad = BadSamples(bad_samples, at_most=config.max_bad_samples, rank=rank)
+    bad = BadSamples(plan.corpus, bad_samples, at_most=config.max_bad_samples, rank=rank)
     collate = Collator(
         corpus=plan.corpus,
         render=render,

@@ -45,6 +45,8 @@ class StreamFeatures:
 
     def read_into(self, clip: int, out: NDArray[np.float16]) -> None:
         """Fill `out` (n_frames[clip], width); raises StoreError where the store is torn."""
+        if not len(out):
+            return
         row = int(self.rows[clip])
         stored = int(self.store.n_frames[row])
         if stored == len(out):

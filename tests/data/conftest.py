@@ -10,6 +10,8 @@ import pytest
 from paltrain.batch import RenderedQuestion
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import Clip, Question, write_manifest
+from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
+from paltrain.data.shards import FeatureStore
 
 WIDTH = 4
 N_CLIPS = 24
@@ -85,15 +87,14 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 @pytest.fixture
-def store(tmp_path: Path):
+def store(tmp_path: Path) -> FeatureStore:
     return write_store(tmp_path / "features", tiny_features(tiny_clips()))
 
 
-def write_store(folder: Path, features: Mapping[str, np.ndarray], *, per_shard: int = 5):
+def write_store(
+    folder: Path, features: Mapping[str, np.ndarray], *, per_shard: int = 5
+) -> FeatureStore:
     """A real store, `per_shard` clips in a shard."""
-    from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
-    from paltrain.data.shards import FeatureStore
-
     width = next(iter(features.values())).shape[1]
     encoder = {"type": "logmel", "path": None, "revision": None, "options": {"n_mels": width}}
     stamp = {

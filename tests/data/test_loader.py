@@ -209,6 +209,7 @@ def test_a_bad_clip_keeps_the_run_going_and_is_written_down(open_loader, plan_of
     lost = {name for entry in entries for name in entry["questions"]}
     assert lost <= {"q10.0", "q10.1", "q10.2"}
     assert lost
+    assert {(entry["clip"], entry["stream"]) for entry in entries} == {("clip10", "mel")}
     assert all("clip10" in entry["reason"] for entry in entries)
     assert torn[-1].stats["bad_samples"] == len(entries)
 
