@@ -130,7 +130,7 @@ class BatchBuilder:
     a reader can fill it in place.
     """
 
-    _texts: list[IntArray] = field(default_factory=list)
+    _text_of: dict[int, IntArray] = field(default_factory=dict)  # by piece
     _parent: list[int] = field(default_factory=list)
     _n_tokens: list[int] = field(default_factory=list)
     _is_clip: list[bool] = field(default_factory=list)
@@ -142,8 +142,8 @@ class BatchBuilder:
 
     def add_text(self, token_ids: IntArray, parent: int = -1) -> int:
         """Append text behind `parent` (-1: starts a conversation); returns the piece's number."""
-        self._texts.append(np.asarray(token_ids, dtype=np.int64))
         piece = self._add_piece(parent, n_tokens=len(token_ids), is_clip=False)
+        self._text_of[piece] = np.asarray(token_ids, dtype=np.int64)
         self._n_rows += len(token_ids)
         return piece
 
@@ -159,7 +159,8 @@ class BatchBuilder:
         The first token of a piece is predicted by its parent's last text token; behind a clip
         nothing has heard the clip yet, so there it is no target and is left out.
         """
-        first, ids = self._first_row[piece], self._texts[self._text_number(piece)]
+        assert not self._is_clip[piece], "only text has targets"
+        first, ids = self._first_row[piece], self._text_of[piece]
         for offset in np.flatnonzero(mask):
             row = first + int(offset) - 1 if offset else self._last_row(self._parent[piece])
             if row is not None:
@@ -173,7 +174,7 @@ class BatchBuilder:
         """The batch; `features[stream]`: (F, W), the clips' frames end to end in `add_clip`
         order."""
         rows, ids, weights = zip(*self._targets, strict=True) if self._targets else ((), (), ())
-        texts = self._texts or [np.zeros(0, np.int64)]
+        texts = [*self._text_of.values()] or [np.zeros(0, np.int64)]
         return Batch(
             token_ids=torch.from_numpy(np.concatenate(texts)),
             parent=np.array(self._parent, np.int64),
@@ -198,10 +199,6 @@ class BatchBuilder:
         self._is_clip.append(is_clip)
         self._first_row.append(self._n_rows)
         return len(self._parent) - 1
-
-    def _text_number(self, piece: int) -> int:
-        assert not self._is_clip[piece], "only text has targets"
-        return piece - sum(self._is_clip[:piece])
 
     def _last_row(self, piece: int) -> int | None:
         """The row of the last text token at or above `piece`, None behind a clip or at a root."""
