@@ -235,6 +235,7 @@ class EvalConfig:
     max_questions: int | None = None
     batch_questions: int = 64
     max_new_tokens: int = 32
+    among_options: bool = True  # a question with options is answered by one of them
     shuffle_audio: bool = False  # the deaf control: every clip is heard in place of another
     seed: int = 0
     out: str | None = None  # default: RUN/eval

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from paltrain.data.collate import Asked, BufferPool, pack
 from paltrain.data.selection import StreamFeatures
 from paltrain.errors import ManifestError
+from paltrain.eval.options import AmongOptions, Choices
 from paltrain.eval.questions import IntArray, by_clip
 from paltrain.eval.records import Answer, AnswerFile
 from paltrain.log import get_logger
@@ -25,6 +26,7 @@ from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
 
 if TYPE_CHECKING:
+    from paltrain.batch import RenderedQuestion
     from paltrain.data.index import Corpus
     from paltrain.data.manifest import Clip, Question
 
@@ -40,6 +42,7 @@ class Answerer:
     corpus: Corpus
     streams: Sequence[StreamFeatures]
     max_new_tokens: int
+    among_options: bool = True  # see `paltrain.eval.options`
 
     def answer(self, questions: Sequence[int], heard: IntArray) -> list[Answer]:
         """Answers of the questions (corpus numbers, in order).
@@ -59,10 +62,15 @@ class Answerer:
             self.streams,
             pool=BufferPool(),
         )
+        eos = self.processor.tokenizer.eos_token_id
+        choices = [each.choices if self.among_options else None for each in asked_of]
         tokens = self.model.generate_answers(
             batch.to(self.model.device),
             max_new_tokens=self.max_new_tokens,
-            eos_token_id=self.processor.tokenizer.eos_token_id,
+            eos_token_id=eos,
+            prefix_allowed_tokens_fn=AmongOptions(
+                choices, vocab_size=self.model.config.llm_config.vocab_size, eos=eos
+            ),
         )
         given = [self.processor.decode(answer) for answer in tokens]
         return [each.answered(text) for each, text in zip(asked_of, given, strict=True)]
@@ -73,24 +81,35 @@ class Answerer:
         clips = [int(heard[c]) for c in self.corpus.clips_of(number)] if self.streams else []
         turns = [(t[0], t[1]) for t in question.turns or [(question.instruction, question.answer)]]
         try:
-            rendered = self.processor.template.render(
-                [*turns[:-1], (turns[-1][0], None)], n_clips=len(clips)
-            )
+            rendered = self._render(turns, None, n_clips=len(clips))
+            n_prompt = rendered.n_branch_tokens
+            choices = [
+                self._render(turns, option, n_clips=len(clips)).texts[-1][n_prompt:].tolist()
+                for option in question.options or ()
+            ]
         except ManifestError as error:
             log.warning("question %s of clip %s is left out: %s", question.id, clip.id, error)
             return None
         heard_id = self.corpus.clip(clips[0]).id if clips else None
-        return _AskedOf(Asked(question.id, rendered, tuple(clips)), clip, question, heard_id)
+        asked = Asked(question.id, rendered, tuple(clips))
+        return _AskedOf(asked, clip, question, heard_id, choices if len(choices) > 1 else None)
+
+    def _render(
+        self, turns: Sequence[tuple[str, str]], answer: str | None, *, n_clips: int
+    ) -> RenderedQuestion:
+        """The dialogue with another last answer, or None: the prompt."""
+        return self.processor.template.render([*turns[:-1], (turns[-1][0], answer)], n_clips)
 
 
 @dataclass(frozen=True)
 class _AskedOf:
-    """A question as asked, and the record that its answer will be."""
+    """A question as asked, and the record that its answer will be. choices: its options' tokens."""
 
     asked: Asked
     clip: Clip
     question: Question
     heard_clip_id: str | None
+    choices: Choices | None
 
     def answered(self, given: str) -> Answer:
         question = self.question

@@ -116,6 +116,7 @@ def evaluate_run(
         corpus,
         streams,
         config.max_new_tokens,
+        config.among_options,
     )
     file = AnswerFile(
         output_folder(config, found, shuffled=shuffled),
@@ -126,6 +127,7 @@ def evaluate_run(
             "heard": xxhash.xxh3_64_hexdigest(heard.tobytes()),
             "features": {stream.name: stream.store.fingerprint for stream in streams},
             "max_new_tokens": config.max_new_tokens,
+            "among_options": config.among_options,
         },
     )
     label = f"{found.name}, deaf control" if shuffled else found.name

@@ -18,6 +18,7 @@ from paltrain.eval.records import EvalScores
 from paltrain.eval.tasks import TaskScore
 
 ABSENT = "-"
+LOG_WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,13 @@ class ScoreTable:
     def print(self, console: Console | None = None, *, title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", header_style="bold")
         for i, name in enumerate(self.header):
-            table.add_column(name, justify="right" if i else "left")
+            table.add_column(name, justify="right" if i else "left", no_wrap=not i)
         for row in self.rows:
             table.add_row(*row)
-        (console or Console()).print(table)
+        console = console or Console()
+        if not console.is_terminal:  # a log file has no width of its own
+            console = Console(width=LOG_WIDTH)
+        console.print(table)
 
 
 def percent(share: float | None) -> str:

@@ -207,7 +207,8 @@ def _sdpa(
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
     """x[index] for rows of x; its backward adds, where that of x[index] sorts first."""
-    return x.index_select(0, index.flatten()).unflatten(0, index.shape)
+    rows: Tensor = x.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,8 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
         self.template = template or {}
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
             kwargs.setdefault(token, getattr(llm_config, token, None))
-        kwargs.setdefault("tie_word_embeddings", self.llm_config.tie_word_embeddings)
+        tied = getattr(self.llm_config, "tie_word_embeddings", False)
+        kwargs.setdefault("tie_word_embeddings", tied)
         super().__init__(**kwargs)
 
     def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:

@@ -43,7 +43,7 @@ def config(world: Path, out: Path, **changes: object) -> EvalConfig:
             "manifests": [str(world / "scenes/manifest.jsonl")],
             "features": {"mel": str(world / "features")},
             "batch_questions": 8,
-            "max_new_tokens": 3,
+            "max_new_tokens": 12,
             "out": str(out),
             **changes,
         }
@@ -67,6 +67,7 @@ def test_every_test_question_is_answered_once_and_scored(world: Path, tmp_path: 
     for lines in (heard, shuffled):
         assert sorted(line["question_id"] for line in lines) == sorted(asked)
     assert all(line["heard_clip_id"] == line["clip_id"] for line in heard)
+    assert all(line["given"] in line["options"] for line in heard + shuffled if line["options"])
     assert all(line["heard_clip_id"] != line["clip_id"] for line in shuffled)
     assert done.baseline is not None
     assert 0 <= done.baseline["how_many"] <= 1
@@ -97,6 +98,13 @@ def test_batching_does_not_change_the_answers(world: Path, tmp_path: Path) -> No
         (folder,) = evaluate_all(settings, with_control=False, with_baseline=False).folders
         given.append({line["question_id"]: line["given"] for line in answers(folder)})
     assert given[0] == given[1]
+
+
+def test_options_may_be_lifted(world: Path, tmp_path: Path) -> None:
+    settings = config(world, tmp_path, among_options=False)
+    (folder,) = evaluate_all(settings, with_control=False, with_baseline=False).folders
+    given = [line["given"] in line["options"] for line in answers(folder) if line["options"]]
+    assert not all(given)  # a random model rambles
 
 
 def test_what_cannot_be_evaluated_says_why(world: Path, tmp_path: Path) -> None:
