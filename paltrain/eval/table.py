@@ -39,9 +39,10 @@ class ScoreTable:
             table.add_column(name, justify="right" if i else "left", no_wrap=not i)
         for row in self.rows:
             table.add_row(*row)
-        console = console or Console()
-        if not console.is_terminal:  # a log file has no width of its own
-            console = Console(width=LOG_WIDTH)
+        if console is None:
+            console = Console()
+            if not console.is_terminal:  # a log file has no width of its own
+                console = Console(width=LOG_WIDTH)
         console.print(table)
 
 
