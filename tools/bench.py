@@ -1,9 +1,9 @@
 """Measure what paltrain claims, all arms in one run; prints a table, writes JSON rows.
 
-    python tools/bench.py step                                 # the quickstart's model on this
-    machine python tools/bench.py step --preset llama-1b               # Llama-3.2-1B shapes, on a
-    GPU python tools/bench.py step --na 512 --nt 108 --json out.json python tools/bench.py attention
-    --preset llama-1b          # packed LAL attention, bare kernel
+    python tools/bench.py step                             the quickstart's model, this machine
+    python tools/bench.py step --preset llama-1b           Llama-3.2-1B's shapes, on a GPU
+    python tools/bench.py step --na 512 --nt 108 --json out.json
+    python tools/bench.py attention --preset llama-1b      packed LAL attention, bare kernel
 
 step: forward and backward of LAL, of packed PLITS and of plain `transformers` PLITS in turns:
 median times, FLOP bound, peak memory beyond weights and gradients. attention: one layer's packed

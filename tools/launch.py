@@ -1,8 +1,8 @@
 """Train one or several runs, here or on a cluster.
 
     python tools/launch.py configs/quickstart/base.yaml
-    python tools/launch.py stage1.yaml stage2.yaml optimizer.lr=1e-4     # a chain, one after the
-    other python tools/launch.py --nodes 8 --cluster leonardo --dry-run configs/pal_stage1.yaml
+    python tools/launch.py stage1.yaml stage2.yaml optimizer.lr=1e-4      a chain
+    python tools/launch.py --nodes 8 --cluster leonardo --dry-run configs/pal_stage1.yaml
 
 The same command again goes on where a run stands; a finished run is left alone. A chain stops at
 the first run that fails.

@@ -3,8 +3,6 @@
     a visit of three questions    pieces   0 "system user" --- 1 <clip> ---+-- 2 "which ..."
                                                                            +-- 3 "how many ..."
                                                                            +-- 4 "contains ..."
-                                                                                      4 "contains
-                                                                                      ..."
 
     1. Each question is rendered; its trunk (text and clips before the branch) is shared with the
        visit's other questions whose token ids, clips and targets there are equal.

@@ -1,12 +1,10 @@
-"""The feature store: one encoder's features of many clips, in plain WebDataset shards with an
-index.
+"""The feature store: one encoder's features of many clips, in indexed plain WebDataset shards.
 
     features/logmel/store.json               the stamp: what made the features (compared on use)
                    /shards.jsonl             which clips each shard is for, in order
                    /shard-000000.tar         <key>.npy float16 (n_frames, width), <key>.json clip id
                    /shard-000000.index.npy   where each clip's frames lie in that tar
-                   /index.npy                all shards' indexes in one (a cache, made when it lacks
-                   some)
+                   /index.npy                all shards' indexes in one (a cache)
                    /rejected.jsonl           recordings that could not be read, and why
 
 Reading is by index and offset (`preadv` into the caller's buffer), so any order costs the same; the

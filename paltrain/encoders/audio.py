@@ -121,8 +121,7 @@ def _check_length(path: Path, info: soundfile._SoundFileInfo, n_read: int) -> No
     if not complete:
         raise AudioError(
             f"{path} is cut off: it declares {declared}, and {n_read / info.samplerate:.2f} s can "
-            "be "
-            "read; copy or download it again"
+            "be read; copy or download it again"
         )
 
 

@@ -40,8 +40,7 @@ def build_tokenizer(
     if config.model.tokenizer_vocab_size is None or texts is None:
         raise ConfigError(
             "a fresh LLM (model.architecture) has no tokenizer: set model.tokenizer to a folder "
-            "or hub name, "
-            "or model.tokenizer_vocab_size to train one on the manifests' text"
+            "or hub name, or model.tokenizer_vocab_size to train one on the manifests' text"
         )
     return train_tokenizer(texts, vocab_size=config.model.tokenizer_vocab_size)
 

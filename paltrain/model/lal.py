@@ -218,8 +218,7 @@ def _attention(
     if sliding_window is not None and pal.longest_span() > sliding_window:
         raise ModelError(
             f"a conversation spans {pal.longest_span()} positions, over the LLM's sliding window "
-            "of "
-            f"{sliding_window}: shorten it, or set sliding_window to null in the LLM's config"
+            f"of {sliding_window}: shorten it, or set sliding_window to null in the LLM's config"
         )
     return pal.attend(module, query, key, value, scale=scaling), None
 
@@ -242,8 +241,7 @@ def install(llm: PreTrainedModel) -> None:
     if rope not in ROPE_TYPES:
         raise ModelError(
             f"RoPE type '{rope}' depends on the length of the sequence, so audio keys cannot be "
-            "rotated apart; "
-            f"supported: {', '.join(ROPE_TYPES)}"
+            f"rotated apart; supported: {', '.join(ROPE_TYPES)}"
         )
     if getattr(config, "attention_dropout", 0.0):
         raise ModelError(

@@ -366,8 +366,7 @@ def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder "
-            "that "
-            "`save_pretrained` wrote, or a hub name that is in the local cache"
+            "that `save_pretrained` wrote, or a hub name that is in the local cache"
         ) from error
     return llm
 

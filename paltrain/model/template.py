@@ -66,8 +66,7 @@ class ChatTemplate:
             if targets[-1][:1].any():
                 raise ModelError(
                     "an answer follows a clip at once: no text token in between has heard the "
-                    "clip; "
-                    "the chat template must put one there"
+                    "clip; the chat template must put one there"
                 )
             if self.fields.loss_on_prompt:
                 targets[-1][1:] = True
@@ -159,7 +158,6 @@ def _rest(text: str, beginning: str) -> str:
     if not text.startswith(beginning):
         raise ModelError(
             "the chat template rewrites earlier turns when a later one is added, so prompt and "
-            "answer cannot "
-            "be told apart: use one that only appends, through template.chat_template"
+            "answer cannot be told apart: use one that only appends, through template.chat_template"
         )
     return text[len(beginning) :]

@@ -55,8 +55,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     except (OSError, ValueError) as error:
         raise ModelError(
             f"tokenizer '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a "
-            "folder with "
-            "tokenizer.json, or a hub name that is in the local cache"
+            "folder with tokenizer.json, or a hub name that is in the local cache"
         ) from error
 
 
@@ -122,7 +121,6 @@ def _tokenizer_file(name_or_path: str, file: str) -> Path:
     if not isinstance(found, str | Path):
         raise ModelError(
             f"tokenizer '{name_or_path}' has no {file} here: give a folder that holds it, or load "
-            "the hub "
-            f"name once where there is a network (`hf download {name_or_path}`)"
+            f"the hub name once where there is a network (`hf download {name_or_path}`)"
         )
     return Path(found)

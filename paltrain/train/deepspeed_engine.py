@@ -2,8 +2,8 @@
 
 What DeepSpeed does of its own accord and this file undoes:
 - it averages gradients over ranks: the loss is scaled by the world size first;
-- its accumulation divides by a configured count and steps on a modulo, while ours varies from
-  step to step: `scale_wrt_gas=False`, and the boundary is set on every micro-batch;
+- its accumulation divides by a configured count and steps on a modulo, while ours varies from step
+  to step: `scale_wrt_gas=False`, and the boundary is set on every micro-batch;
 - it clips at 1.0 when `gradient_clipping` is absent: it is always given;
 - on CPU it compiles a shared-memory extension at start-up (a minute, and a lock if killed):
   switched off, as are its own Adam kernels, by handing it torch's AdamW;
