@@ -12,6 +12,7 @@ so that what a user can cause ends in one clear line and exit code 2, and a bug 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from paltrain.errors import EXIT_USER_ERROR, PaltrainError
 from paltrain.log import setup_logging
 
 EXIT_INTERRUPTED = 130
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+MAKE_ROOM = "make room and run the same command again: what was finished is kept"
 T = TypeVar("T")
 
 
@@ -109,3 +112,12 @@ def main_guard(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"error: the disk cannot take more{where}: {error.strerror}; {MAKE_ROOM}",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR

@@ -1,3 +1,4 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,20 @@ def test_a_closed_pipe_ends_quietly():
     )
     assert done.stdout.strip() == "x" * 100
     assert done.stderr == ""
+
+
+def test_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/index.npy")
+
+    assert main_guard(main) == 2
+    expected = (
+        "error: the disk cannot take more (/data/index.npy): No space left on device; make room"
+    )
+    assert capsys.readouterr().err.startswith(expected)
+    with pytest.raises(PermissionError):
+        main_guard(denied)
+
+
+def denied(argv: object) -> None:
+    raise PermissionError(errno.EACCES, "Permission denied")

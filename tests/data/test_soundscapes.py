@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +20,7 @@ from paltrain.data.soundscapes.events import EVENTS, RATE_HZ, make_event
 from paltrain.data.soundscapes.scene import MIN_ONSET_GAP_S, draw_scene, record
 from paltrain.errors import ManifestError
 
+ROOT = Path(__file__).parents[2]
 SCENES = [draw_scene(0, number) for number in range(600)]
 
 
@@ -125,3 +131,29 @@ def test_a_folder_made_with_other_parameters_is_refused(tmp_path: Path) -> None:
     write_soundscapes(tmp_path, n_scenes=2, seed=1, workers=1)
     with pytest.raises(ManifestError, match="choose another --out, or remove the folder"):
         write_soundscapes(tmp_path, n_scenes=2, seed=2, workers=1)
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    """A limit on file size stands for the full disk."""
+    write_soundscapes(tmp_path / "s", n_scenes=3, seed=0, workers=1)
+    finished = sorted((tmp_path / "s" / "audio").iterdir())
+    finished.pop().unlink()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+
+    command = ["soundscapes", "--out", str(tmp_path / "s"), "--scenes", "3", "--workers", "1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/prepare_data.py"), *command],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert done.returncode == 2
+    assert "scene-000002.flac cannot be written: File too large; make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted((tmp_path / "s" / "audio").iterdir()) == finished

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def write_soundscapes(
     """Write scenes 0 .. n_scenes - 1 and their manifest; `progress` is told the scenes done so far.
 
     Raises:
-        ManifestError: the folder holds soundscapes made with other parameters.
+        ManifestError: the folder holds soundscapes made with other parameters, or the disk is full.
     """
     _claim(out, {"format": FORMAT, "seed": seed, "scenes": n_scenes})
     (out / "audio").mkdir(exist_ok=True)
@@ -93,9 +94,18 @@ def _make(out: Path, seed: int, numbers: list[int]) -> int:
     for number in numbers:
         path = out / _audio(number)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
+        flac = BytesIO()
         samples = record(draw_scene(seed, number), seed)
-        soundfile.write(beside, samples, RATE_HZ, format="FLAC", subtype="PCM_16")
-        os.replace(beside, path)
+        soundfile.write(flac, samples, RATE_HZ, format="FLAC", subtype="PCM_16")
+        try:
+            beside.write_bytes(flac.getvalue())
+            os.replace(beside, path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise ManifestError(
+                f"{path} cannot be written: {error.strerror}; make room and run the same command "
+                "again: finished recordings are kept"
+            ) from error
     return len(numbers)
 
 
