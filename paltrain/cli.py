@@ -97,8 +97,8 @@ def main_guard(
 ) -> int:
     """Run a tool's `main(argv)` and return its exit code: 0 where it returns None.
 
-    A PaltrainError becomes `error: ...` on stderr and code 2, Ctrl-C code 130; a closed pipe
-    (`tool | head`) ends quietly.
+    A PaltrainError, and a full disk, become `error: ...` on stderr and code 2, Ctrl-C code 130; a
+    closed pipe (`tool | head`) ends quietly.
     """
     setup_logging()
     try:
