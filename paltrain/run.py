@@ -21,7 +21,6 @@ import fcntl
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -34,10 +33,9 @@ from paltrain.config.load import load_config, save_config, to_yaml
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import EXIT_USER_ERROR, ConfigError, PaltrainError
 from paltrain.log import get_logger, setup_logging
+from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, StatusFile, write_json
 
 log = get_logger("paltrain.run")  # not __name__, which is __main__ in a rank
-
-RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
 
 # What may change when a run goes on: none of it shapes the result.
 FREE_KEYS = ("launch.", "logging.", "checkpoint.keep", "checkpoint.every_steps", "run.fresh")
@@ -62,8 +60,8 @@ class RunFolder:
         return self.path / "launch.json"
 
     @property
-    def status(self) -> Path:
-        return self.path / "status.json"
+    def status(self) -> StatusFile:
+        return StatusFile(self.path / "status.json")
 
     @property
     def metrics(self) -> Path:
@@ -97,20 +95,9 @@ class RunFolder:
     def ranks(self) -> Path:
         return self.path / "ranks"
 
-    def read_status(self) -> dict[str, Any]:
-        """The last status written; {} for a run that never started."""
-        if not self.status.exists():
-            return {}
-        status: dict[str, Any] = json.loads(self.status.read_text(encoding="utf-8"))
-        return status
-
-    def write_status(self, state: str, **fields: Any) -> None:
-        """Replace the status; a reader sees the old or the new one whole."""
-        _write_json(self.status, {"state": state, "time": time.time(), **fields})
-
     def standing(self) -> str:
         """How far the run is, for people: `stopped at step 12 of 100`."""
-        status = self.read_status()
+        status = self.status.read()
         if not status:
             return "not started"
         text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
@@ -119,7 +106,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        return self.read_status().get("state") == FINISHED
+        return self.status.read().get("state") == FINISHED
 
 
 def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None) -> RunFolder:
@@ -141,7 +128,7 @@ def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None)
     folder.path.mkdir(parents=True, exist_ok=True)
     save_config(replace(config, run=replace(config.run, fresh=False)), folder.config)
     if launch is not None:
-        _write_json(folder.launch, dict(launch))
+        write_json(folder.launch, dict(launch))
     return folder
 
 
@@ -255,27 +242,27 @@ def _train(folder: RunFolder) -> int:
     ) as job:
         first = job.comm.rank == 0
         if first:
-            folder.write_status(RUNNING, step=job.step, total_steps=job.total_steps)
+            folder.status.write(RUNNING, step=job.step, total_steps=job.total_steps)
         wanted = job.train()
         if not wanted:
             job.export()
         if first:
             state = STOPPED if wanted else FINISHED
-            folder.write_status(state, step=job.step, total_steps=job.total_steps)
+            folder.status.write(state, step=job.step, total_steps=job.total_steps)
             log.info("%s at step %d of %d: %s", state, job.step, job.total_steps, folder.path)
         job.comm.barrier()
         return EXIT_CODE[wanted] if wanted else 0
 
 
 def _note_failure(folder: RunFolder, error: Exception) -> None:
-    status = folder.read_status()
+    status = folder.status.read()
     status |= {"error": str(error)}
     try:
-        folder.write_status(
+        folder.status.write(
             FAILED, **{k: v for k, v in status.items() if k not in ("state", "time")}
         )
     except OSError as full:  # the disk that failed the run may fail its status too
-        log.error("cannot write %s either: %s", folder.status, full)
+        log.error("cannot write %s either: %s", folder.status.path, full)
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -297,12 +284,6 @@ def _code_version(folder: RunFolder) -> str:
     if not folder.launch.exists():
         return "unknown"
     return str(json.loads(folder.launch.read_text(encoding="utf-8")).get("code_version", "unknown"))
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
 
 
 if __name__ == "__main__":

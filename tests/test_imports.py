@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     {"errors", "log"},
-    {"config", "batch", "comm", "cli"},
+    {"config", "batch", "comm", "cli", "status"},
     {"encoders"},
     {"model", "data"},
     {"eval"},
@@ -46,6 +46,7 @@ TORCH_FREE = [
     "paltrain.cli",
     "paltrain.config",
     "paltrain.run",
+    "paltrain.status",
     "paltrain.data.manifest",
     "paltrain.data.index",
     "paltrain.data.order",

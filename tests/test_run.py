@@ -16,7 +16,8 @@ from paltrain.config.schema import (
     TrainConfig,
 )
 from paltrain.errors import ConfigError
-from paltrain.run import FINISHED, RunFolder, differences, find_init_folder, main, prepare_run
+from paltrain.run import RunFolder, differences, find_init_folder, main, prepare_run
+from paltrain.status import FINISHED
 
 
 @pytest.fixture
@@ -105,11 +106,11 @@ def test_differences_name_keys_that_came_and_went():
 def test_init_from_is_a_finished_runs_model(config):
     stage2 = replace(config, stage=StageConfig(init_from="one", steps=1))
     folder = prepare_run(config)
-    folder.write_status("running", total_steps=3)
+    folder.status.write("running", total_steps=3)
     folder.metrics.write_text("{}\n{}\n")
     with pytest.raises(ConfigError, match=r"'one' has not finished \(running at step 2 of 3\)"):
         find_init_folder(stage2)
-    folder.write_status(FINISHED, step=3, total_steps=3)
+    folder.status.write(FINISHED, step=3, total_steps=3)
     assert find_init_folder(stage2) == folder.model
 
 
@@ -130,4 +131,4 @@ def test_a_run_in_training_is_not_trained_twice(config, capfd):
         fcntl.flock(held, fcntl.LOCK_EX)
         assert main(folder.path) == 2
     assert "is being trained by another process" in capfd.readouterr().err
-    assert folder.read_status() == {}
+    assert folder.status.read() == {}

@@ -174,10 +174,34 @@ class LoggingConfig:
 
 
 @dataclass
-class LaunchConfig:
+class Placement:
+    """Where on a cluster a job goes, where that differs from the cluster's profile."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time_min: int | None = None
+
+
+@dataclass
+class LaunchConfig(Placement):
+    """A training run's share of a cluster."""
+
     nodes: int = 1
-    processes_per_node: int | None = None  # default: the number of accelerators, or 1
+    gpus_per_node: int | None = None  # default: all that a node has
+    processes_per_node: int | None = None  # default: one for each GPU, or 1
     threads_per_process: int | None = None  # default: cores / processes
+
+
+@dataclass
+class ArrayConfig(Placement):
+    """How a tool with slices runs on a cluster: a job array whose tasks share the work."""
+
+    name: str | None = None  # of the job and its folder under `root`; default: the config file's
+    root: str = "runs"
+    array_tasks: int = 1  # slices, each a task of its own; 1: no array
+    array_parallelism: int | None = None  # at most so many at once; default: no limit
+    gpus_per_task: int | None = None  # default: 1 where the nodes have any
 
 
 @dataclass
@@ -220,6 +244,7 @@ class FeaturesConfig:
     workers: int = 2  # processes that decode
     device: str = "auto"
     slice: str | None = None  # "3/64": the shards of slice 3 of 64 (0-based)
+    launch: ArrayConfig = field(default_factory=ArrayConfig)
 
 
 @dataclass
@@ -239,3 +264,5 @@ class EvalConfig:
     shuffle_audio: bool = False  # the deaf control: every clip is heard in place of another
     seed: int = 0
     out: str | None = None  # default: RUN/eval
+    slice: str | None = None  # "3/64": the questions of slice 3 of 64 (0-based)
+    launch: ArrayConfig = field(default_factory=ArrayConfig)

@@ -111,7 +111,9 @@ TRAIN_RULES: Mapping[str, Rule] = {
     "checkpoint.keep": AT_LEAST_ONE,
     "logging.every_steps": AT_LEAST_ONE,
     "logging.peak_tflops": ABOVE_ZERO,
+    "launch.time_min": AT_LEAST_ONE,
     "launch.nodes": AT_LEAST_ONE,
+    "launch.gpus_per_node": AT_LEAST_ONE,
     "launch.processes_per_node": AT_LEAST_ONE,
     "launch.threads_per_process": AT_LEAST_ONE,
 }
@@ -284,6 +286,15 @@ def _optimizer(config: TrainConfig) -> Iterator[Fault]:
 
 # ---- features, evaluation ------------------------------------------------------------------
 
+SLICE_RULE: Rule = ("must be I/N with 0 <= I < N, e.g. 3/64", lambda text: _is_slice(text))
+ARRAY_RULES: Mapping[str, Rule] = {
+    "slice": SLICE_RULE,
+    "launch.array_tasks": AT_LEAST_ONE,
+    "launch.array_parallelism": AT_LEAST_ONE,
+    "launch.gpus_per_task": NOT_NEGATIVE,
+    "launch.time_min": AT_LEAST_ONE,
+}
+
 
 def _features(config: FeaturesConfig) -> Iterator[Fault]:
     rules: Mapping[str, Rule] = {
@@ -292,9 +303,8 @@ def _features(config: FeaturesConfig) -> Iterator[Fault]:
         "batch_clips": AT_LEAST_ONE,
         "workers": NOT_NEGATIVE,
         "device": ("must be auto, cpu, cuda or cuda:N", lambda name: bool(DEVICE.fullmatch(name))),
-        "slice": ("must be I/N with 0 <= I < N, e.g. 3/64", _is_slice),
     }
-    yield from _look(config, rules)
+    yield from _look(config, {**rules, **ARRAY_RULES})
 
 
 def _is_slice(text: str) -> bool:
@@ -312,4 +322,4 @@ def _evaluation(config: EvalConfig) -> Iterator[Fault]:
         "max_new_tokens": AT_LEAST_ONE,
         "seed": NOT_NEGATIVE,
     }
-    yield from _look(config, rules)
+    yield from _look(config, {**rules, **ARRAY_RULES})
