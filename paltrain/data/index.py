@@ -28,6 +28,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.files import beside, write_atomically
 from paltrain.data.manifest import Clip, parse_clip, read_lines
 from paltrain.errors import ManifestError
 
@@ -207,9 +208,7 @@ def _content_hash(path: Path, folder: Path) -> str:
             f"manifest {path} cannot be read: {error.strerror}; tools/prepare_data.py makes one"
         ) from error
     folder.mkdir(exist_ok=True)
-    beside = folder / f".current.{os.getpid()}"
-    beside.write_text(json.dumps({**seen, "hash": digest.hexdigest()}), encoding="utf-8")
-    os.replace(beside, current)
+    write_atomically(current, json.dumps({**seen, "hash": digest.hexdigest()}))
     return digest.hexdigest()
 
 
@@ -258,14 +257,14 @@ def _as_arrays(columns: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _write(folder: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    beside.mkdir(parents=True, exist_ok=True)
+    written = beside(folder)
+    written.mkdir(parents=True)
     for name, array in arrays.items():
-        np.save(beside / f"{name}.npy", array)
-    (beside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        np.save(written / f"{name}.npy", array)
+    (written / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
     try:
-        os.rename(beside, folder)
+        os.rename(written, folder)
     except OSError:  # another process was first with the same text
-        shutil.rmtree(beside)
+        shutil.rmtree(written)
         if not (folder / "meta.json").is_file():
             raise

@@ -2,7 +2,8 @@
 
 Which clip lies in which shard is recorded before anything is encoded (`shards.jsonl`) and depends
 on the manifests alone, never on how many workers make the shards. Clips that come later get new
-shards, so what is there is never rewritten.
+shards, so what is there is never rewritten. Tasks of one job array, and commands with different
+manifests, may write a store at the same time.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import webdataset
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.files import beside, locked, write_atomically
 from paltrain.data.shards import (
     DTYPE,
     INDEX,
+    covered_shards,
     id_hash,
+    merged_index_path,
     read_assignment,
     read_stamp,
     shard_index_path,
@@ -39,32 +43,46 @@ def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
         StoreError: it holds features of another encoder; names the fields that differ.
     """
     file = folder / "store.json"
-    if file.exists():
-        if differences := stamp_differences(read_stamp(folder), stamp):
-            raise StoreError(
-                f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
-                "here): name another store, or remove this one"
-            )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, json.dumps(dict(stamp), indent=2) + "\n")
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            if not file.exists():
+                write_atomically(file, json.dumps(dict(stamp), indent=2) + "\n")
+    if differences := stamp_differences(read_stamp(folder), stamp):
+        raise StoreError(
+            f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
+            "here): name another store, or remove this one"
+        )
 
 
 def assign_shards(
     folder: Path, clip_ids: Sequence[str], *, clips_per_shard: int
 ) -> list[list[str]]:
-    """The clip ids of every shard, those recorded and new ones for clips that have none yet."""
+    """The clip ids of every shard, those recorded and new ones for clips that have none yet.
+
+    Commands with different manifests may call it at the same time: each adds to what is there.
+    """
     recorded = read_assignment(folder)
+    if not new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard):
+        return recorded
+    with locked(folder):
+        recorded = read_assignment(folder)
+        shards = recorded + new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard)
+        if len(shards) > len(recorded):
+            lines = [
+                json.dumps({"shard": number, "clips": clips}) for number, clips in enumerate(shards)
+            ]
+            write_atomically(folder / "shards.jsonl", "\n".join(lines) + "\n")
+    return shards
+
+
+def new_shards(
+    recorded: Sequence[Sequence[str]], clip_ids: Sequence[str], *, clips_per_shard: int
+) -> list[list[str]]:
+    """Shards for the clips that no recorded shard is for."""
     known = {clip_id for shard in recorded for clip_id in shard}
     new = [clip_id for clip_id in clip_ids if clip_id not in known]
-    added = [new[at : at + clips_per_shard] for at in range(0, len(new), clips_per_shard)]
-    shards = recorded + added
-    if added:
-        lines = [
-            json.dumps({"shard": number, "clips": clips}) for number, clips in enumerate(shards)
-        ]
-        write_atomically(folder / "shards.jsonl", "\n".join(lines) + "\n")
-    return shards
+    return [new[at : at + clips_per_shard] for at in range(0, len(new), clips_per_shard)]
 
 
 def write_shard(
@@ -72,34 +90,34 @@ def write_shard(
 ) -> int:
     """Write (clip id, (n_frames, width)) samples as shard `number`; returns its bytes.
 
+    Of two processes that make the same shard the first one's stays: a tar never gets the other's
+    index.
+
     Raises:
         StoreError: the disk is full or not writable. The shard is then taken away, others stay.
     """
     final, final_index = shard_path(folder, number), shard_index_path(folder, number)
-    beside = final.with_name(f".{final.name}.{os.getpid()}")
-    beside_index = final_index.with_name(f".{final_index.stem}.{os.getpid()}.npy")
+    tar, index = beside(final), beside(final_index)
     try:
-        entries = _write_tar(beside, number, features)
-        np.save(beside_index, _locate(beside, number, entries))
-        size = beside.stat().st_size
-        os.replace(beside_index, final_index)
-        os.replace(beside, final)
+        entries = _write_tar(tar, number, features)
+        with open(index, "wb") as file:
+            np.save(file, _locate(tar, number, entries))
+        size = tar.stat().st_size
+        with locked(folder):
+            if not final.exists():
+                if number in covered_shards(folder):  # removed since, and made again
+                    merged_index_path(folder).unlink(missing_ok=True)
+                os.replace(index, final_index)
+                os.replace(tar, final)
     except OSError as error:
         raise StoreError(
             f"{final} cannot be written: {error.strerror}; make room and run the same command "
             "again: whole shards are kept"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
-        beside_index.unlink(missing_ok=True)
+        tar.unlink(missing_ok=True)
+        index.unlink(missing_ok=True)
     return size
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Beside, then renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _write_tar(

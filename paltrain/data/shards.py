@@ -4,13 +4,20 @@
                    /shards.jsonl             which clips each shard is for, in order
                    /shard-000000.tar         <key>.npy float16 (n_frames, width), <key>.json clip id
                    /shard-000000.index.npy   where each clip's frames lie in that tar
-                   /index.npy                all shards' indexes in one (a cache)
+                   /index.npy                which shards it covers, and their indexes in one
                    /rejected.jsonl           recordings that could not be read, and why
+                   /rejected.003-of-064.jsonl   those that slice 3 of 64 met, until a merge
+                   /.lock                    held for moments by what writes
+
+`index.npy` is a cache of two arrays, one behind the other: COVERED, a row for each shard, and
+INDEX, a row for each clip. It is made again unless it covers exactly the shards that are there, by
+number and by the size of their indexes; no clock is asked.
 
 Reading is by index and offset (`preadv` into the caller's buffer), so any order costs the same; the
 tars stay readable for every WebDataset client. A checksum guards each clip. No torch here.
 
-Costs: opening is one memory map; joining C clip ids hashes each; a clip is one read of its frames.
+Costs: opening is one listing, one `stat` a shard and one memory map; joining C clip ids hashes
+each; a clip is one read of its frames.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.files import beside
 from paltrain.errors import StoreError
 
 DTYPE = np.dtype("<f2")
@@ -38,6 +46,7 @@ INDEX = np.dtype(
         ("shard", "<i4"),
     ]
 )
+COVERED = np.dtype([("shard", "<i8"), ("index_bytes", "<i8")])  # of an empty shard, too
 COMPARED = ("weight_hash", "sample_rate_hz", "frame_rate_hz", "width", "dtype")
 COMPARED_OF_ENCODER = ("type", "options")  # a path differs from machine to machine, weights do not
 
@@ -50,6 +59,10 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def shard_index_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:06d}.index.npy"
+
+
+def merged_index_path(folder: Path) -> Path:
+    return folder / "index.npy"
 
 
 def id_hash(clip_id: str) -> int:
@@ -215,34 +228,60 @@ REMEDY = "remove the shard and its index and run tools/precompute_features.py ag
 
 
 def _open_index(folder: Path) -> NDArray[Any]:
-    """The merged index, made again where a shard has come or gone since."""
+    """The merged index, made again unless it covers exactly the shards that are there."""
     shards = finished_shards(folder)
     if not shards:
         raise StoreError(
             f"{folder} has no whole shard yet: run tools/precompute_features.py CONFIG"
         )
-    merged = folder / "index.npy"
-    if merged.is_file():
-        index: NDArray[Any] = np.load(merged, mmap_mode="r")
-        newest = max(
-            shard_index_path(folder, n).stat().st_mtime_ns for n in _with_index(folder, shards)
-        )
-        fresh = merged.stat().st_mtime_ns >= newest
-        if fresh and index.dtype == INDEX and _covers(index, shards):
-            return index
-    index = np.concatenate([_shard_index(folder, number) for number in _with_index(folder, shards)])
-    _try_save(merged, index)
+    covered = _covered_by(folder, shards)
+    merged = merged_index_path(folder)
+    index = _read_merged(merged, covered)
+    if index is None:
+        index = np.concatenate([_shard_index(folder, number) for number in shards])
+        _try_save(merged, covered, index)
     return index
 
 
-def _with_index(folder: Path, shards: Sequence[int]) -> Sequence[int]:
-    for number in shards:
-        if not shard_index_path(folder, number).is_file():
+def covered_shards(folder: Path) -> set[int]:
+    """The shards in the merged index, none where there is no such index."""
+    try:
+        with open(merged_index_path(folder), "rb") as file:
+            covered = np.lib.format.read_array(file)
+    except (OSError, ValueError):
+        return set()
+    return set(covered["shard"].tolist()) if covered.dtype == COVERED else set()
+
+
+def _covered_by(folder: Path, shards: Sequence[int]) -> NDArray[Any]:
+    """(len(shards),) COVERED of an index of these shards."""
+    covered = np.zeros(len(shards), COVERED)
+    for place, number in enumerate(shards):
+        path = shard_index_path(folder, number)
+        try:
+            covered[place] = number, path.stat().st_size
+        except FileNotFoundError as error:
             raise StoreError(
-                f"{shard_path(folder, number)} has lost its index "
-                f"({shard_index_path(folder, number).name}); {REMEDY}"
-            )
-    return shards
+                f"{shard_path(folder, number)} has lost its index ({path.name}); {REMEDY}"
+            ) from error
+    return covered
+
+
+def _read_merged(path: Path, covered: NDArray[Any]) -> NDArray[Any] | None:
+    """The merged index; None if there is none, or one of other shards, torn, or of old."""
+    try:
+        with open(path, "rb") as file:
+            recorded = np.lib.format.read_array(file)
+            if recorded.dtype != COVERED or not np.array_equal(recorded, covered):
+                return None
+            if np.lib.format.read_magic(file) != (1, 0):
+                return None
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if dtype != INDEX:
+                return None
+            return np.memmap(file, INDEX, "r", offset=file.tell(), shape=shape)
+    except (OSError, ValueError):
+        return None
 
 
 def _shard_index(folder: Path, number: int) -> NDArray[Any]:
@@ -256,17 +295,13 @@ def _shard_index(folder: Path, number: int) -> NDArray[Any]:
     return index
 
 
-def _covers(index: NDArray[Any], shards: Sequence[int]) -> bool:
-    """Whether the index has no shard that is gone and lacks none (an empty shard is in neither)."""
-    present = set(np.unique(index["shard"]).tolist())
-    return present <= set(shards) and max(present, default=-1) <= shards[-1]
-
-
-def _try_save(path: Path, index: NDArray[Any]) -> None:
+def _try_save(path: Path, covered: NDArray[Any], index: NDArray[Any]) -> None:
     """Keep the merged index, beside and renamed; a read-only or full disk does without."""
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    written = beside(path)
     try:
-        np.save(beside, index)
-        os.replace(beside, path)
+        with open(written, "wb") as file:
+            np.save(file, covered)
+            np.save(file, index)
+        os.replace(written, path)
     except OSError:
-        beside.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)

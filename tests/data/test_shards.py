@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
 
+from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
 from paltrain.data.shards import FeatureStore, read_assignment, shard_index_path, shard_path
 from paltrain.errors import StoreError
 from tests.data.conftest import tiny_clips, tiny_features, write_store
+
+N_STORES = 40
 
 
 def random_features(n: int = 12, width: int = 3) -> dict[str, np.ndarray]:
@@ -50,8 +62,6 @@ def test_added_clips_get_new_shards_and_the_old_ones_stay_as_they_are(tmp_path: 
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")}
     assert len(FeatureStore.open(tmp_path)) == 7
     rest = {clip: f for clip, f in features.items() if clip not in few}
-    from paltrain.data.shard_writer import assign_shards, write_shard
-
     shards = assign_shards(tmp_path, list(features), clips_per_shard=5)
     assert [len(shard) for shard in shards] == [5, 2, 5]
     assert shards == read_assignment(tmp_path)
@@ -120,3 +130,135 @@ def test_a_read_only_store_is_read(tmp_path: Path) -> None:
     store = FeatureStore.open(tmp_path)
     assert len(store) == 23
     assert (tmp_path / "index.npy").exists()
+
+
+def test_a_shard_that_comes_with_an_older_time_is_seen(tmp_path: Path) -> None:
+    features = random_features()
+    write_store(tmp_path / "all", features)
+    write_store(tmp_path / "part", dict(list(features.items())[:5]))  # shard 0 alone, indexed
+    for number in (2, 1):  # as `rsync -a` brings them
+        for path in (shard_path, shard_index_path):
+            shutil.copy2(path(tmp_path / "all", number), path(tmp_path / "part", number))
+            os.utime(path(tmp_path / "part", number), (0, 0))
+        store = FeatureStore.open(tmp_path / "part")
+        assert set(store.shard_of.tolist()) == {0, 2, number}
+    np.testing.assert_array_equal(store.read("clip.7/ü"), features["clip.7/ü"])
+
+
+def test_an_up_to_date_merged_index_is_mapped_and_another_made_again(tmp_path: Path) -> None:
+    write_store(tmp_path, random_features(6), per_shard=1)
+    merged = tmp_path / "index.npy"
+    written = merged.read_bytes()
+    stamp = merged.stat().st_mtime_ns
+    index = FeatureStore.open(tmp_path)._index
+    assert isinstance(index, np.memmap)
+    assert merged.stat().st_mtime_ns == stamp
+    for other in (written[:-7], written[:100], b"", b"PK\x03\x04nothing"):
+        merged.write_bytes(other)
+        assert len(FeatureStore.open(tmp_path)) == 6
+        assert merged.read_bytes() == written
+    np.save(merged, np.array(index))  # as it was before: as many rows as there are shards
+    assert len(FeatureStore.open(tmp_path)) == 6
+    assert merged.read_bytes() == written
+
+
+def test_empty_shards_are_covered(tmp_path: Path) -> None:
+    """All recordings of a shard may be unreadable."""
+    store = write_store(tmp_path, random_features(2))
+    assign_shards(tmp_path, ["x", "y"], clips_per_shard=1)
+    write_shard(tmp_path, 1, [])
+    before = (tmp_path / "index.npy").read_bytes()
+    assert len(FeatureStore.open(tmp_path)) == len(store)
+    assert (tmp_path / "index.npy").read_bytes() != before
+    assert isinstance(FeatureStore.open(tmp_path)._index, np.memmap)
+    for path in (shard_path, shard_index_path):
+        path(tmp_path, 0).unlink()
+    assert len(FeatureStore.open(tmp_path)) == 0
+    assert len(FeatureStore.open(tmp_path)) == 0
+
+
+def test_a_shard_that_was_made_again_is_read_as_it_is_now(tmp_path: Path) -> None:
+    """Same size, other frames: the index beside it would not show it."""
+    write_store(tmp_path, random_features())
+    for path in (shard_path, shard_index_path):
+        path(tmp_path, 1).unlink()
+    frames = np.ones((6, 3), np.float16)
+    write_shard(tmp_path, 1, ((f"clip.{n}/ü", frames[: 1 + n]) for n in range(5, 10)))
+    np.testing.assert_array_equal(FeatureStore.open(tmp_path).read("clip.5/ü"), frames)
+
+
+def test_of_two_processes_that_make_one_shard_the_first_ones_stays_whole(tmp_path: Path) -> None:
+    """Two machines' GPUs may differ in the last bits."""
+    write_store(tmp_path, {"a": np.zeros((2, 3), np.float16)})
+    assign_shards(tmp_path, [f"b{n}" for n in range(20)], clips_per_shard=1)
+    values = (1.0, 2.0, 3.0)
+    race([partial(_write_shards, tmp_path, value) for value in values], tmp_path / "meet")
+    store = FeatureStore.open(tmp_path)
+    for number in range(20):
+        frames = store.read(f"b{number}")  # checks the checksum
+        assert (frames == frames[0, 0]).all()
+        assert frames[0, 0] in values
+    assert not list(tmp_path.glob(".shard*"))
+
+
+def test_commands_with_different_manifests_lose_none_of_each_others_clips(tmp_path: Path) -> None:
+    write_store(tmp_path, {"a": np.zeros((2, 3), np.float16)})
+    race([partial(_assign_many, tmp_path, name) for name in "bcd"], tmp_path / "meet")
+    shards = read_assignment(tmp_path)
+    clips = [clip for shard in shards for clip in shard]
+    assert sorted(clips) == sorted(["a", *(f"{name}{n}" for name in "bcd" for n in range(40))])
+    assert len(shards) == 1 + 3 * 40
+
+
+def test_of_two_encoders_that_claim_a_store_at_once_one_gets_it(tmp_path: Path) -> None:
+    outcomes = race([partial(_claim_many, tmp_path, width) for width in (1, 2)], tmp_path / "meet")
+    assert sorted(a + b for a, b in zip(*outcomes, strict=True)) == [1] * N_STORES
+
+
+def race(jobs: Sequence[Callable[[], list[int]]], meet: Path) -> list[list[int]]:
+    """Run the jobs in processes that start together, having met in a folder; what they return."""
+    meet.mkdir()
+    with ProcessPoolExecutor(len(jobs), mp_context=get_context("spawn")) as pool:
+        runners = [pool.submit(_when_all_are_there, meet, len(jobs), job) for job in jobs]
+        return [runner.result() for runner in runners]
+
+
+def _when_all_are_there(meet: Path, n: int, job: Callable[[], list[int]]) -> list[int]:
+    (meet / str(os.getpid())).touch()
+    while len(os.listdir(meet)) < n:
+        time.sleep(0)
+    return job()
+
+
+def _write_shards(folder: Path, value: float) -> list[int]:
+    frames = np.full((50, 3), value, np.float16)
+    return [write_shard(folder, 1 + n, [(f"b{n}", frames)]) for n in range(20)]
+
+
+def _assign_many(folder: Path, name: str) -> list[int]:
+    return [len(assign_shards(folder, [f"{name}{n}"], clips_per_shard=1)) for n in range(40)]
+
+
+def _claim_many(folder: Path, width: int) -> list[int]:
+    """For each store, 1 if it is now one of this width."""
+    won = []
+    for number in range(N_STORES):
+        try:
+            claim_store(folder / str(number), {"width": width})
+            won.append(1)
+        except StoreError:
+            won.append(0)
+    return won
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    store = write_store(tmp_path, random_features())
+    assert len(store) == 12
+    (record,) = caplog.records
+    assert "has no file locks (Function not implemented): do not start two" in record.message
