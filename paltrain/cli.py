@@ -7,6 +7,9 @@ ends with
         sys.exit(main_guard(main))
 
 so that what a user can cause ends in one clear line and exit code 2, and a bug keeps its traceback.
+
+A tool whose work comes in slices (`paltrain.slices`) also has `add_slice_options`, and works within
+`progress_in`.
 """
 
 from __future__ import annotations
@@ -14,16 +17,21 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from paltrain.config.load import load_config, to_yaml
-from paltrain.errors import EXIT_USER_ERROR, PaltrainError
+from paltrain.errors import EXIT_USER_ERROR, ConfigError, PaltrainError
 from paltrain.log import setup_logging
+from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, StatusFile
 
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143  # by SIGTERM, as a shell says it
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 MAKE_ROOM = "make room and run the same command again: what was finished is kept"
 T = TypeVar("T")
@@ -90,6 +98,100 @@ def load_merged(schema: type[T], arguments: argparse.Namespace) -> T:
         print(to_yaml(config), end="")
         raise SystemExit(0)
     return config
+
+
+def add_slice_options(parser: argparse.ArgumentParser) -> None:
+    """`--merge N` and `--status FILE`; the slice itself is the configuration's key `slice`."""
+    parser.add_argument(
+        "--merge",
+        type=int,
+        metavar="N",
+        help="put together what N slices made; if any is incomplete, say which and change nothing",
+    )
+    parser.add_argument(
+        "--status", metavar="FILE", help="keep progress there: JSON with state, time, done, total"
+    )
+
+
+def check_merge(arguments: argparse.Namespace, slice_: str | None) -> None:
+    """Raises ConfigError for a number of slices that cannot be, and for a merge of one slice."""
+    if arguments.merge is None:
+        return
+    if arguments.merge < 1:
+        raise ConfigError(
+            f"--merge N takes the number of slices, at least 1, but is {arguments.merge}: say the "
+            "n of slice=i/n"
+        )
+    if slice_ is not None:
+        raise ConfigError(
+            f"--merge {arguments.merge} puts all slices together, but slice={slice_} asks for one "
+            "of them: leave one of the two out"
+        )
+
+
+def slice_command(tool: str, arguments: argparse.Namespace, *options: str) -> str:
+    """The command that makes slice I of `arguments.merge`; options: further ones of the tool."""
+    words = [word for word in arguments.words if not word.startswith("slice=")]
+    return shlex.join(["python", tool, *words, *options, f"slice=I/{arguments.merge}"])
+
+
+class Progress:
+    """How far a tool is, told to a status file; without one it is told to nobody."""
+
+    def __init__(self, file: StatusFile | None) -> None:
+        self._file = file
+        self._fields: dict[str, Any] = {}
+
+    def __call__(self, done: int, total: int) -> None:
+        """Call it as often as you like."""
+        self._fields = {"done": done, "total": total}
+        if self._file:
+            self._file.beat(**self._fields)
+
+    def enter(self, state: str, **fields: Any) -> None:
+        """Begin or end."""
+        if self._file:
+            self._file.write(state, **self._fields, **fields)
+
+
+@contextmanager
+def progress_in(file: str | None) -> Iterator[Progress]:
+    """Keep a status file true while a tool works: running, then finished, stopped or failed.
+
+    SIGTERM, as Slurm sends it, ends the work like Ctrl-C, with exit code 143.
+    """
+    progress = Progress(StatusFile(Path(file)) if file else None)
+    try:
+        if file:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+        progress.enter(RUNNING)
+    except OSError as error:
+        raise ConfigError(f"--status {file} cannot be written: {error.strerror}") from error
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield progress
+        progress.enter(FINISHED)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _enter_after(stop, progress, STOPPED)
+        raise
+    except Exception as error:
+        _enter_after(error, progress, FAILED, error=str(error))
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    print("terminated: the same command goes on from here", file=sys.stderr)
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _enter_after(ended: BaseException, progress: Progress, state: str, **fields: Any) -> None:
+    """The disk that ended the work may fail its status, too: the first failure is told."""
+    try:
+        progress.enter(state, **fields)
+    except OSError as full:
+        ended.add_note(f"nor could the status file be written: {full}")
 
 
 def main_guard(

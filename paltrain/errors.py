@@ -30,6 +30,10 @@ class StoreError(PaltrainError):
     """A feature store is missing, torn, or was made with another encoder."""
 
 
+class IncompleteError(PaltrainError):
+    """What is to be put together is not all there yet."""
+
+
 class ModelError(PaltrainError):
     """A model, tokenizer or attention backend cannot serve what was asked of it."""
 
@@ -40,6 +44,10 @@ class CheckpointError(PaltrainError):
 
 class TrainingError(PaltrainError):
     """Training cannot go on: non-finite loss, too many bad samples, no progress."""
+
+
+class ClusterError(PaltrainError):
+    """Slurm refuses a job, or a job cannot go on where it runs."""
 
 
 def unknown_name(kind: str, name: str, valid: list[str]) -> str:

@@ -1,13 +1,28 @@
+import argparse
 import errno
+import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from paltrain.cli import config_parser, load_each, load_merged, main_guard, parse_config_arguments
+from paltrain.cli import (
+    add_slice_options,
+    check_merge,
+    config_parser,
+    load_each,
+    load_merged,
+    main_guard,
+    parse_config_arguments,
+    progress_in,
+    slice_command,
+)
 from paltrain.config import TrainConfig
-from paltrain.errors import StoreError
+from paltrain.errors import ConfigError, StoreError
 
 LEAST = """
 run: {name: x}
@@ -118,3 +133,71 @@ def test_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 
 def denied(argv: object) -> None:
     raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def slice_arguments(*words: str) -> argparse.Namespace:
+    parser = config_parser(None, default_configs=["a.yaml"])
+    add_slice_options(parser)
+    return parse_config_arguments(parser, words)
+
+
+def test_a_merge_of_no_slices_or_of_one_slice_is_refused():
+    check_merge(slice_arguments("--merge", "64"), None)
+    check_merge(slice_arguments(), "3/64")
+    with pytest.raises(ConfigError, match="at least 1, but is 0: say the n of slice=i/n"):
+        check_merge(slice_arguments("--merge", "0"), None)
+    with pytest.raises(ConfigError, match="slice=3/64 asks for one of them: leave one"):
+        check_merge(slice_arguments("--merge", "64"), "3/64")
+
+
+def test_the_command_of_a_slice_can_be_pasted():
+    arguments = slice_arguments("my config.yaml", "a=1", "slice=2/8", "--merge", "4")
+    made = slice_command("tools/t.py", arguments, "--with-control")
+    assert made == "python tools/t.py 'my config.yaml' a=1 --with-control slice=I/4"
+
+
+def test_a_status_file_follows_the_work_to_its_end(tmp_path):
+    file = tmp_path / "deep" / "status.json"
+
+    def told():
+        return {k: v for k, v in json.loads(file.read_text()).items() if k != "time"}
+
+    with progress_in(str(file)) as progress:
+        assert told() == {"state": "running"}
+        progress(1, 3)
+        assert told() == {"state": "running", "done": 1, "total": 3}
+        progress(3, 3)
+    assert told() == {"state": "finished", "done": 3, "total": 3}
+
+    def fail():
+        with progress_in(str(file)) as progress:
+            progress(2, 3)
+            raise ConfigError("broken")
+
+    with pytest.raises(ConfigError, match="broken"):
+        fail()
+    assert told() == {"state": "failed", "done": 2, "total": 3, "error": "broken"}
+    with pytest.raises(KeyboardInterrupt), progress_in(str(file)):
+        raise KeyboardInterrupt
+    assert told() == {"state": "stopped"}
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(ConfigError, match="--status .* cannot be written"),
+        progress_in(str(tmp_path / "file" / "status.json")),
+    ):
+        pass
+
+
+def test_sigterm_stops_the_work_and_is_put_back_afterwards(tmp_path, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work():
+        with progress_in(str(tmp_path / "status.json")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == 143
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "stopped"
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     {"errors", "log"},
-    {"config", "batch", "comm", "cli", "status"},
+    {"config", "batch", "comm", "cli", "slices", "status"},
     {"encoders"},
     {"model", "data"},
     {"eval"},
@@ -46,8 +46,10 @@ TORCH_FREE = [
     "paltrain.cli",
     "paltrain.config",
     "paltrain.run",
+    "paltrain.slices",
     "paltrain.status",
     "paltrain.data.manifest",
+    "paltrain.data.merge",
     "paltrain.data.index",
     "paltrain.data.order",
     "paltrain.data.plan",

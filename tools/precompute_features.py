@@ -4,34 +4,66 @@
   python tools/precompute_features.py                                   the quickstart's data
   python tools/precompute_features.py configs/own_data/features.yaml
   python tools/precompute_features.py CONFIG encoder.type=whisper encoder.path=openai/whisper-small
-  python tools/precompute_features.py CONFIG slice=3/64                 one of 64 array tasks
 
 The same command again makes only what is missing. Recordings that cannot be read are set aside in
 STORE/rejected.jsonl, with the reason, and stop nothing.
+
+A job array shares the work: each of its tasks makes one slice, counted from 0, in any order and on
+any machine, and a merge closes it. The merge loads no encoder; if a slice is incomplete it says
+which, changes nothing and exits with code 2.
+
+  python tools/precompute_features.py CONFIG slice=3/64                 one of 64 array tasks
+  python tools/precompute_features.py CONFIG --merge 64                 all is there: join the lists
 """
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from paltrain.cli import config_parser, load_merged, main_guard, parse_config_arguments
+from paltrain.cli import (
+    add_slice_options,
+    check_merge,
+    config_parser,
+    load_merged,
+    main_guard,
+    parse_config_arguments,
+    progress_in,
+    slice_command,
+)
 from paltrain.config.schema import FeaturesConfig
-from paltrain.errors import ConfigError
+from paltrain.slices import EVERYTHING, parse_slice
+
+if TYPE_CHECKING:
+    from paltrain.cli import Progress as Told
 
 DEFAULT_CONFIG = "configs/quickstart/features.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = config_parser(__doc__, default_configs=[DEFAULT_CONFIG])
-    config = load_merged(FeaturesConfig, parse_config_arguments(parser, argv))
+    add_slice_options(parser)
+    arguments = parse_config_arguments(parser, argv)
+    config = load_merged(FeaturesConfig, arguments)
+    check_merge(arguments, config.slice)
+    with progress_in(arguments.status) as told:
+        if arguments.merge is None:
+            compute(config, told)
+        else:
+            command = slice_command("tools/precompute_features.py", arguments)
+            merge(config, n_slices=arguments.merge, command=command, told=told)
+
+
+def compute(config: FeaturesConfig, told: Told) -> None:
+    """Make everything that is missing, or what of it is the slice's."""
     from paltrain.data.index import Corpus
     from paltrain.data.precompute import precompute
+    from paltrain.data.rejected import rejected_path
     from paltrain.encoders import build_encoder
 
     slice_of = parse_slice(config.slice)
@@ -48,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     started = time.monotonic()
     with _progress_bar() as bar:
-        task = bar.add_task("features", total=int(corpus.has_audio.sum()), speed="")
+        task = bar.add_task("features", total=None, speed="")
 
-        def show(n_clips: int, audio_s: float) -> None:
+        def show(done: int, total: int, audio_s: float) -> None:
+            told(done, total)
             speed = audio_s / (time.monotonic() - started)
-            bar.update(task, completed=n_clips, speed=f"{speed:.0f} h of audio per hour")
+            bar.update(task, completed=done, total=total, speed=f"{speed:.0f} h of audio per hour")
 
         report = precompute(
             corpus,
@@ -64,23 +97,36 @@ def main(argv: Sequence[str] | None = None) -> None:
             slice_of=slice_of,
             progress=show,
         )
-        bar.update(task, completed=report.n_clips)
+    part = "" if slice_of == EVERYTHING else f"slice {config.slice}: "
+    set_aside = rejected_path(Path(config.store), slice_of)
     print(
-        f"{report.n_clips} recordings: {report.n_there_before} there before, {report.n_encoded} "
-        f"encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} MB), of them "
-        f"{report.n_silent} silent; {report.n_rejected} set aside"
-        + (f" in {config.store}/rejected.jsonl" if report.n_rejected else "")
+        f"{part}{report.n_clips} recordings: {report.n_there_before} there before, "
+        f"{report.n_encoded} encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} "
+        f"MB), of them {report.n_silent} silent; {report.n_rejected} set aside"
+        + (f" in {set_aside}" if report.n_rejected else "")
     )
 
 
-def parse_slice(text: str | None) -> tuple[int, int]:
-    """`3/64` -> (3, 64); None -> everything, (0, 1)."""
-    if text is None:
-        return (0, 1)
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or not int(match[1]) < int(match[2]):
-        raise ConfigError(f"slice must be i/n with 0 <= i < n, e.g. 3/64, but is {text!r}")
-    return int(match[1]), int(match[2])
+def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) -> None:
+    """Join what the slices made, if all of them are whole."""
+    from paltrain.data.index import Corpus
+    from paltrain.data.merge import merge_features
+
+    report = merge_features(
+        Corpus.open(config.manifests),
+        Path(config.store),
+        encoder_type=config.encoder.type,
+        clips_per_shard=config.clips_per_shard,
+        n_slices=n_slices,
+        command=command,
+    )
+    told(report.n_clips, report.n_clips)
+    print(
+        f"{config.store} is whole: {report.n_encoded} of {report.n_clips} recordings have "
+        f"features; {report.n_rejected} set aside"
+        + (f" in {config.store}/rejected.jsonl" if report.n_rejected else "")
+        + f"; {report.n_shards} shards"
+    )
 
 
 def _device(device: str, encoder_type: str) -> str:

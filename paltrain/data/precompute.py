@@ -7,13 +7,17 @@
 
 A rerun makes only what is missing, and the same bytes. A recording that cannot be read goes to
 `rejected.jsonl` with its reason and stops nothing; silence is encoded, and counted.
+
+A slice makes every n-th shard and keeps a list of its own of what it could not read. Slices need
+not run at the same time, nor be as many every time; `merge_features` joins their lists.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -25,13 +29,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paltrain.data.assignment import assign_shards, clips_with_audio, shards_of_slice, unfinished
 from paltrain.data.index import Corpus
-from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
-from paltrain.data.shards import finished_shards
+from paltrain.data.rejected import add_rejected, rejected_path
+from paltrain.data.shard_writer import claim_store, write_shard
+from paltrain.data.shards import shard_path
 from paltrain.encoders.audio import Waveform, is_silent, load_audio
 from paltrain.encoders.base import AudioEncoder
 from paltrain.errors import AudioError
 from paltrain.log import get_logger
+from paltrain.slices import EVERYTHING, Slice
 
 log = get_logger(__name__)
 
@@ -40,12 +47,15 @@ VERSIONS_OF = ("numpy", "soundfile", "soxr", "kaldi-native-fbank", "torch", "tra
 
 Decoded = Waveform | str  # a waveform, or why there is none
 Recording = tuple[str, Path]  # clip id, file
-Progress = Callable[[int, float], None]  # clips and seconds of audio done so far
+Progress = Callable[[int, int, float], None]  # clips done, of so many; seconds of audio encoded
 
 
 @dataclass
 class PrecomputeReport:
-    """What a run did; rejected and silent count this run's clips alone."""
+    """What a run did; rejected and silent count this run's clips alone.
+
+    n_clips: the recordings of the slice. n_there_before: of them, those that another run did.
+    """
 
     n_clips: int
     n_there_before: int
@@ -64,7 +74,7 @@ def precompute(
     clips_per_shard: int,
     batch_clips: int,
     workers: int,
-    slice_of: tuple[int, int] = (0, 1),
+    slice_of: Slice = EVERYTHING,
     progress: Progress | None = None,
 ) -> PrecomputeReport:
     """Make what the store in `folder` lacks of the corpus's recordings.
@@ -75,63 +85,49 @@ def precompute(
         StoreError: the store was made with another encoder, or the disk is full.
     """
     claim_store(folder, {**encoder.provenance(), "dtype": "float16", "versions": _versions()})
-    files = {
-        str(clip_id): corpus.audio_path(number)
-        for number, clip_id in enumerate(corpus.clip_id_array)
-        if corpus.has_audio[number]
-    }
-    shards = assign_shards(folder, list(files), clips_per_shard=clips_per_shard)
-    todo = _unfinished(folder, shards, files, slice_of)
-    n_todo = sum(len(recordings) for _, recordings in todo)
-    mine = sum(len(s) for n, s in enumerate(shards) if n % slice_of[1] == slice_of[0])
-    report = PrecomputeReport(n_clips=len(files), n_there_before=mine - n_todo)
-    for number, recordings, decoded in _decode_ahead(todo, encoder.sample_rate_hz, workers):
-        heard = _set_aside(folder, recordings, decoded, report)
-        features = _encode(encoder, [waveform for _, waveform in heard], batch_clips)
-        ids = [clip_id for clip_id, _ in heard]
-        report.n_bytes += write_shard(folder, number, zip(ids, features, strict=True))
-        report.n_encoded += len(ids)
-        report.audio_s += sum(len(waveform) for _, waveform in heard) / encoder.sample_rate_hz
-        if progress:
-            progress(report.n_encoded + report.n_rejected, report.audio_s)
+    numbers = clips_with_audio(corpus)
+    shards = assign_shards(folder, list(numbers), clips_per_shard=clips_per_shard)
+    mine = shards_of_slice(shards, numbers, slice_of)
+    todo = [
+        (number, [(clip_id, corpus.audio_path(numbers[clip_id])) for clip_id in shards[number]])
+        for number in unfinished(folder, shards, numbers, mine)
+    ]
+    n_clips = sum(clip_id in numbers for number in mine for clip_id in shards[number])
+    report = PrecomputeReport(n_clips, n_clips - sum(len(clips) for _, clips in todo))
+    _tell(progress, report)
+    rejected = rejected_path(folder, slice_of)
+    with closing(_decode_ahead(todo, encoder.sample_rate_hz, workers)) as ahead:
+        for number, clips, decoded in ahead:
+            if shard_path(folder, number).exists():  # another process was faster
+                report.n_there_before += len(clips)
+            else:
+                heard = _set_aside(rejected, clips, decoded, report)
+                features = _encode(encoder, [waveform for _, waveform in heard], batch_clips)
+                ids = [clip_id for clip_id, _ in heard]
+                report.n_bytes += write_shard(folder, number, zip(ids, features, strict=True))
+                report.n_encoded += len(ids)
+                report.audio_s += sum(len(wave) for _, wave in heard) / encoder.sample_rate_hz
+            _tell(progress, report)
     return report
 
 
-def _unfinished(
-    folder: Path,
-    shards: Sequence[Sequence[str]],
-    files: dict[str, Path],
-    slice_of: tuple[int, int],
-) -> list[tuple[int, list[Recording]]]:
-    """Shards to make: of the slice, not whole yet, and with all their clips in these manifests."""
-    which, n_slices = slice_of
-    finished = set(finished_shards(folder))
-    todo = []
-    for number, clip_ids in enumerate(shards):
-        if number in finished or number % n_slices != which:
-            continue
-        unknown = [clip_id for clip_id in clip_ids if clip_id not in files]
-        if unknown:
-            log.warning(
-                "shard %d is for clips of other manifests (%s, ...): name those too to make it",
-                number,
-                unknown[0],
-            )
-            continue
-        todo.append((number, [(clip_id, files[clip_id]) for clip_id in clip_ids]))
-    return todo
+def _tell(progress: Progress | None, report: PrecomputeReport) -> None:
+    if progress:
+        done = report.n_there_before + report.n_encoded + report.n_rejected
+        progress(done, report.n_clips, report.audio_s)
 
 
 def _decode_ahead(
     todo: Sequence[tuple[int, list[Recording]]], sample_rate_hz: int, workers: int
-) -> Iterator[tuple[int, list[Recording], list[Decoded]]]:
+) -> Generator[tuple[int, list[Recording], list[Decoded]], None, None]:
     """Each shard decoded, the next one under way; workers = 0: in this process."""
     decode = partial(_decode, sample_rate_hz)
     if workers == 0:
         for number, recordings in todo:
             yield number, recordings, decode([path for _, path in recordings])
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    try:
 
         def start(recordings: list[Recording]) -> list[Future[list[Decoded]]]:
             paths = [path for _, path in recordings]
@@ -145,6 +141,8 @@ def _decode_ahead(
             parts = under_way
             under_way = start(todo[place + 1][1]) if place + 1 < len(todo) else []
             yield number, recordings, list(chain.from_iterable(p.result() for p in parts))
+    finally:  # on a signal, too: what nobody will encode is not decoded
+        pool.shutdown(cancel_futures=True)
 
 
 def _decode(sample_rate_hz: int, paths: Sequence[Path]) -> list[Decoded]:
@@ -158,26 +156,23 @@ def _decode(sample_rate_hz: int, paths: Sequence[Path]) -> list[Decoded]:
 
 
 def _set_aside(
-    folder: Path,
-    recordings: Sequence[Recording],
+    file: Path,
+    clips: Sequence[Recording],
     decoded: Sequence[Decoded],
     report: PrecomputeReport,
 ) -> list[tuple[str, Waveform]]:
-    """The clips that can be heard; the others go to rejected.jsonl, each once."""
-    file = folder / "rejected.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    known = {json.loads(line)["clip"] for line in lines}
-    heard = []
-    for (clip_id, path), waveform in zip(recordings, decoded, strict=True):
-        if not isinstance(waveform, str):
+    """The clips that can be heard; the others go to `file`, each once."""
+    heard, rejected = [], {}
+    for (clip_id, path), waveform in zip(clips, decoded, strict=True):
+        if isinstance(waveform, str):
+            entry = {"clip": clip_id, "audio": str(path), "reason": waveform}
+            rejected[clip_id] = json.dumps(entry, ensure_ascii=False)
+        else:
             report.n_silent += is_silent(waveform)
             heard.append((clip_id, waveform))
-            continue
-        report.n_rejected += 1
-        if clip_id not in known:
-            entry = {"clip": clip_id, "audio": str(path), "reason": waveform}
-            with open(file, "a", encoding="utf-8") as out:
-                out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    report.n_rejected += len(rejected)
+    if rejected:
+        add_rejected(file, rejected)
     return heard
 
 

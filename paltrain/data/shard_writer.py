@@ -1,9 +1,7 @@
 """Writes the shards of a feature store: whole tars, by rename, the same bytes every time.
 
-Which clip lies in which shard is recorded before anything is encoded (`shards.jsonl`) and depends
-on the manifests alone, never on how many workers make the shards. Clips that come later get new
-shards, so what is there is never rewritten. Tasks of one job array, and commands with different
-manifests, may write a store at the same time.
+Several processes may write a store at the same time: tasks of a job array, or commands with
+different manifests.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from paltrain.data.shards import (
     covered_shards,
     id_hash,
     merged_index_path,
-    read_assignment,
     read_stamp,
     shard_index_path,
     shard_path,
@@ -53,36 +50,6 @@ def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
             f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
             "here): name another store, or remove this one"
         )
-
-
-def assign_shards(
-    folder: Path, clip_ids: Sequence[str], *, clips_per_shard: int
-) -> list[list[str]]:
-    """The clip ids of every shard, those recorded and new ones for clips that have none yet.
-
-    Commands with different manifests may call it at the same time: each adds to what is there.
-    """
-    recorded = read_assignment(folder)
-    if not new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard):
-        return recorded
-    with locked(folder):
-        recorded = read_assignment(folder)
-        shards = recorded + new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard)
-        if len(shards) > len(recorded):
-            lines = [
-                json.dumps({"shard": number, "clips": clips}) for number, clips in enumerate(shards)
-            ]
-            write_atomically(folder / "shards.jsonl", "\n".join(lines) + "\n")
-    return shards
-
-
-def new_shards(
-    recorded: Sequence[Sequence[str]], clip_ids: Sequence[str], *, clips_per_shard: int
-) -> list[list[str]]:
-    """Shards for the clips that no recorded shard is for."""
-    known = {clip_id for shard in recorded for clip_id in shard}
-    new = [clip_id for clip_id in clip_ids if clip_id not in known]
-    return [new[at : at + clips_per_shard] for at in range(0, len(new), clips_per_shard)]
 
 
 def write_shard(

@@ -5,8 +5,7 @@
                    /shard-000000.tar         <key>.npy float16 (n_frames, width), <key>.json clip id
                    /shard-000000.index.npy   where each clip's frames lie in that tar
                    /index.npy                which shards it covers, and their indexes in one
-                   /rejected.jsonl           recordings that could not be read, and why
-                   /rejected.003-of-064.jsonl   those that slice 3 of 64 met, until a merge
+                   /rejected.jsonl           what could not be read, and why (`data/rejected.py`)
                    /.lock                    held for moments by what writes
 
 `index.npy` is a cache of two arrays, one behind the other: COVERED, a row for each shard, and

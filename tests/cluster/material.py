@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from paltrain.data.assignment import assign_shards
 from paltrain.data.manifest import Clip, Question, write_manifest
-from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
+from paltrain.data.shard_writer import claim_store, write_shard
 
 SOUNDS = ("a bell", "a siren", "a dog", "a cat", "a drum", "a flute")
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from paltrain.batch import RenderedQuestion
+from paltrain.data.assignment import assign_shards
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import Clip, Question, write_manifest
-from paltrain.data.shard_writer import assign_shards, claim_store, write_shard
+from paltrain.data.shard_writer import claim_store, write_shard
 from paltrain.data.shards import FeatureStore
 
 WIDTH = 4

@@ -1,0 +1,59 @@
+"""The lists of recordings that could not be read, in a feature store: one JSON line each, with why.
+
+    rejected.jsonl              {"clip": ..., "audio": ..., "reason": ...}
+    rejected.003-of-064.jsonl   what slice 3 of 64 met, until a merge joins it into the whole list
+
+A list is replaced as a whole, so no kill leaves half a line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+
+from paltrain.data.files import locked, write_atomically
+from paltrain.slices import EVERYTHING, Slice
+
+
+def rejected_path(folder: Path, slice_of: Slice) -> Path:
+    """Where a slice lists what it could not read; everything's is the whole list."""
+    number, n_slices = slice_of
+    part = "" if slice_of == EVERYTHING else f".{number:03d}-of-{n_slices:03d}"
+    return folder / f"rejected{part}.jsonl"
+
+
+def read_rejected(file: Path) -> dict[str, str]:
+    """The whole lines of a list by clip; none where there is no list."""
+    if not file.exists():
+        return {}
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    return {json.loads(line)["clip"]: line for line in lines}
+
+
+def add_rejected(file: Path, lines: Mapping[str, str]) -> None:
+    """Add lines, by clip, to a list that other processes may add to as well; each clip once."""
+    with locked(file.parent):
+        _write(file, [*(read_rejected(file) | dict(lines)).values()])
+
+
+def join_rejected(folder: Path, shards: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Join all slices' lists into the whole one, in the order of the shards, each clip once."""
+    whole = rejected_path(folder, EVERYTHING)
+    with locked(folder):
+        parts = sorted(folder.glob("rejected.*-of-*.jsonl"))
+        lines = {
+            clip: line for path in [*parts, whole] for clip, line in read_rejected(path).items()
+        }
+        if parts:
+            place = {clip: at for at, clip in enumerate(chain.from_iterable(shards))}
+            ordered = sorted(lines, key=lambda clip: place.get(clip, len(place)))
+            _write(whole, [lines[clip] for clip in ordered])
+            for part in parts:
+                part.unlink()
+    return lines
+
+
+def _write(file: Path, lines: Sequence[str]) -> None:
+    write_atomically(file, "".join(line + "\n" for line in lines))

@@ -1,0 +1,76 @@
+"""Work in slices: `slice=3/64` is one task's part, and a merge wants all 64 of them.
+
+    0 .. n-1        slices count from 0, as the tasks of a Slurm array do
+    3/64            slice 3 of 64; (3, 64) inside
+    3,17,40-42      several of them, in the words of `sbatch --array`
+
+What a slice made is never lost by a merge that finds others incomplete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from paltrain.errors import IncompleteError
+
+Slice = tuple[int, int]  # (i, n): slice i of n, i from 0
+
+EVERYTHING: Slice = (0, 1)
+MOST_LINES = 20  # of a report; its last line has all numbers
+
+
+def parse_slice(text: str | None) -> Slice:
+    """`3/64` -> (3, 64), None -> everything; the configuration has been checked already."""
+    if text is None:
+        return EVERYTHING
+    number, n_slices = text.split("/")
+    return int(number), int(n_slices)
+
+
+@dataclass(frozen=True)
+class Lack:
+    """What a slice has not made yet: `n_lacking` of its `n` shards, or questions of some run."""
+
+    number: int
+    n_lacking: int
+    n: int
+    what: str
+
+
+def incomplete(lacks: Sequence[Lack], *, n_slices: int, command: str) -> IncompleteError:
+    """The error of a merge that finds slices incomplete, naming each and how to make it.
+
+    command: makes a slice, with I for its number.
+    """
+    by_slice = {
+        number: [f"{lack.n_lacking} of {lack.n} {lack.what}" for lack in of_slice]
+        for number, of_slice in groupby(
+            sorted(lacks, key=lambda lack: lack.number), lambda lack: lack.number
+        )
+    }
+    lines = [f"  slice {number} lacks {', '.join(what)}" for number, what in by_slice.items()]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"  and {len(lines) - MOST_LINES} more"]
+    return IncompleteError(
+        f"a merge needs every slice whole; incomplete: {len(by_slice)} of {n_slices}\n"
+        + "\n".join(lines)
+        + f"\nNothing was changed. Make what is missing, I being {number_ranges(by_slice)}, and "
+        f"merge again:\n  {command}"
+    )
+
+
+def number_ranges(numbers: Iterable[int]) -> str:
+    """Ascending numbers as `sbatch --array` takes them.
+
+    >>> number_ranges([3, 17, 40, 41, 42])
+    '3,17,40-42'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)

@@ -1,0 +1,40 @@
+"""Slices: what they are called, and what a merge says of those that are incomplete."""
+
+import pytest
+
+from paltrain.errors import IncompleteError
+from paltrain.slices import EVERYTHING, Lack, incomplete, number_ranges, parse_slice
+
+
+def test_a_slice_is_counted_from_zero_and_none_is_everything():
+    assert parse_slice("3/64") == (3, 64)
+    assert parse_slice("0/1") == parse_slice(None) == EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([0], "0"), ([0, 1], "0-1"), ([3, 17, 40, 41, 42], "3,17,40-42"), ([1, 3, 5], "1,3,5")],
+)
+def test_slices_are_named_as_sbatch_takes_them(numbers, text):
+    assert number_ranges(numbers) == text
+
+
+def test_a_slice_that_lacks_several_things_has_one_line():
+    lacks = [Lack(3, 2, 5, "questions of b"), Lack(1, 1, 4, "shards"), Lack(3, 5, 5, "of b, deaf")]
+    error = incomplete(lacks, n_slices=4, command="make slice=I/4")
+    assert isinstance(error, IncompleteError)
+    assert str(error).splitlines() == [
+        "a merge needs every slice whole; incomplete: 2 of 4",
+        "  slice 1 lacks 1 of 4 shards",
+        "  slice 3 lacks 2 of 5 questions of b, 5 of 5 of b, deaf",
+        "Nothing was changed. Make what is missing, I being 1,3, and merge again:",
+        "  make slice=I/4",
+    ]
+
+
+def test_of_many_incomplete_slices_all_numbers_are_still_named():
+    lacks = [Lack(number, 1, 1, "shards") for number in range(500)]
+    lines = str(incomplete(lacks, n_slices=501, command="make")).splitlines()
+    assert len(lines) < 30
+    assert "  and 480 more" in lines
+    assert "I being 0-499" in lines[-2]
