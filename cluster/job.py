@@ -1,116 +1,195 @@
-"""Freeze what a run needs into its folder, and start it here or on a cluster."""
+"""What one entry in a queue runs: a training run, a tool, a task array of it, or its merge.
+
+    CONFIG of               jobs
+    a training run          run      nodes x processes, one group
+    features, evaluation    run      the whole tool, where launch.array_tasks is 1
+                            array    one task a slice, then
+                            merge    after all of them, puts the slices together
+
+Commands are shell text: on a cluster they run from the code frozen in the job's folder.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
+import shlex
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import paltrain
-from cluster import local, slurm
-from cluster.profiles import Profile, Scheduler, Shape, account_of
-from paltrain.config.schema import TrainConfig
-from paltrain.run import RunFolder, prepare_run
+from cluster.folder import JobFolder, Part
+from cluster.freeze import PROJECT
+from cluster.profiles import (
+    Profile,
+    Scheduler,
+    Shape,
+    shape_of_merge,
+    shape_of_run,
+    shape_of_slice,
+    time_of,
+)
+from paltrain.config.schema import EvalConfig, FeaturesConfig, Placement, TrainConfig
+from paltrain.run_folder import RunFolder
 
-PROJECT = Path(paltrain.__file__).parents[1]
-CODE = ("paltrain", "cluster")
+AnyConfig = TrainConfig | FeaturesConfig | EvalConfig
+TOOL_OF = {FeaturesConfig: "precompute_features.py", EvalConfig: "evaluate.py"}
+KIND_OF = {TrainConfig: "training", FeaturesConfig: "features", EvalConfig: "evaluation"}
+TASK = "$SLURM_ARRAY_TASK_ID"
+
+
+class Role(Enum):
+    run = "run"
+    array = "array"
+    merge = "merge"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to start: its configuration, where, and with how many processes."""
+    """One entry in a queue: its configuration, where it goes, and with how many processes."""
 
-    config: TrainConfig
+    config: AnyConfig
+    folder: JobFolder
+    role: Role
     profile: Profile
     shape: Shape
 
     @property
-    def folder(self) -> RunFolder:
-        return RunFolder.of(self.config)
+    def name(self) -> str:
+        return self.folder.name + (f".{self.role.value}" if self.role is not Role.run else "")
+
+    @property
+    def is_training(self) -> bool:
+        return isinstance(self.config, TrainConfig)
+
+    @property
+    def placement(self) -> Placement:
+        """Where it goes. A merge goes where jobs without GPUs go, if the profile says so."""
+        launch: Placement = self.config.launch
+        serial = self.profile.serial
+        if self.role is not Role.merge or serial is None:
+            return launch
+        return Placement(
+            account=launch.account,
+            partition=serial.partition,
+            qos=serial.qos,
+            time_min=serial.time_min,
+        )
+
+    @property
+    def time_min(self) -> int:
+        return time_of(self.profile, self.placement)
+
+    @property
+    def n_tasks(self) -> int | None:
+        """Tasks of the array; None for a job that is none."""
+        if self.role is not Role.array or isinstance(self.config, TrainConfig):
+            return None
+        return self.config.launch.array_tasks
+
+    @property
+    def part(self) -> Part:
+        """Where it says how it stands; an array's tasks have parts of their own."""
+        return self.folder.merge if self.role is Role.merge else self.folder.whole
+
+    @property
+    def waits_for_any_end(self) -> bool:
+        """Whether it starts however the job before has ended: a merge says what is missing."""
+        return self.role is Role.merge
+
+    @property
+    def is_done(self) -> bool:
+        """Whether starting it again would do nothing, which is known of training runs alone."""
+        if not isinstance(self.config, TrainConfig) or self.config.run.fresh:
+            return False
+        return self.folder.run.is_finished
 
     @property
     def command(self) -> list[str]:
-        """What each rank runs on one machine."""
-        return [sys.executable, "-m", "paltrain.run", str(self.folder.path)]
+        """What each process runs on this machine."""
+        python = [sys.executable]
+        if self.is_training:
+            return [*python, "-m", "paltrain.run", str(self.folder.path)]
+        status = str(self.part.status.path)
+        return [*python, *self._tool(PROJECT), str(self.folder.config), "--status", status]
+
+    @property
+    def shell_command(self) -> str:
+        """What each Slurm task runs, as shell text."""
+        python = shlex.join([sys.executable, "-u"])
+        if self.is_training:
+            return f"{python} -P -m cluster.slurm_task {shlex.quote(str(self.folder.path))}"
+        tool = shlex.join([*self._tool(self.folder.code), str(self.folder.config)])
+        return f"{python} {tool} {self._slice_words()} --status {self.shell_folder}/status.json"
+
+    @property
+    def shell_folder(self) -> str:
+        """The folder of the part that a batch script is about, as shell text."""
+        if self.role is Role.array:
+            return shlex.quote(str(self.folder.path / "tasks")) + f'/"{TASK}"'
+        return shlex.quote(str(self.part.path))
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables beyond the launcher's own."""
+        """Variables beyond the launcher's own, for processes on this machine."""
         old = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         paths = [str(PROJECT), *(path for path in old if path not in ("", str(PROJECT)))]
         return {**self.profile.environment, "PYTHONPATH": os.pathsep.join(paths)}
 
-    @property
-    def slurm_folder(self) -> Path:
-        return self.folder.path.absolute() / "slurm"
+    def _tool(self, code: Path) -> list[str]:
+        return [str(code / "tools" / TOOL_OF[type(self.config)])]
 
-    @property
-    def code_folder(self) -> Path:
-        return self.folder.path.absolute() / "code"
+    def _slice_words(self) -> str:
+        assert not isinstance(self.config, TrainConfig)
+        n = self.config.launch.array_tasks
+        return {Role.run: "", Role.array: f'slice="{TASK}/{n}"', Role.merge: f"--merge {n}"}[
+            self.role
+        ]
 
 
-def start(job: Job, *, after: str | None = None) -> int | str:
-    """Train to the end here and return the exit code, or submit and return the job's id.
+def jobs_of(config: AnyConfig, profile: Profile, *, source: Path) -> list[Job]:
+    """The jobs that a configuration asks for, in order.
 
-    after: id of the Slurm job that must succeed first.
+    source: the configuration's file; a tool's job is named after it where nothing else is said.
     """
-    on_slurm = job.profile.scheduler is Scheduler.slurm
-    if on_slurm:
-        slurm.check_installed()
-    account = account_of(job.profile)
-    folder = prepare_run(job.config, launch=_record(job))
-    if not on_slurm:
-        return local.run_processes(
-            job.command,
-            world_size=job.shape.world_size,
-            threads=job.shape.threads,
-            log_folder=folder.ranks,
-            environment=job.environment,
-        )
-    _freeze_code(job.code_folder)
-    parameters = slurm_parameters(job, account=account, after=after)
-    return slurm.submit(parameters, run_folder=folder.path.absolute(), folder=job.slurm_folder)
+    folder = folder_of(config, source)
+    if isinstance(config, TrainConfig):
+        return [Job(config, folder, Role.run, profile, shape_of_run(profile, config.launch))]
+    work = Job(config, folder, Role.run, profile, shape_of_slice(profile, config.launch))
+    if config.launch.array_tasks == 1 or profile.scheduler is Scheduler.local:
+        return [work]
+    merge = Job(config, folder, Role.merge, profile, shape_of_merge(profile))
+    return [replace(work, role=Role.array), merge]
 
 
-def slurm_parameters(job: Job, *, account: str | None, after: str | None = None) -> dict[str, Any]:
-    """What submitit is told of the job; it runs the code frozen in its folder."""
-    parameters = slurm.slurm_parameters(
-        job.profile, job.shape, job_name=job.config.run.name, account=account, after=after
-    )
-    parameters["setup"].append(f"export PYTHONPATH={job.code_folder}${{PYTHONPATH:+:$PYTHONPATH}}")
-    return parameters
+def folder_of(config: AnyConfig, source: Path) -> JobFolder:
+    """The folder of a configuration's jobs."""
+    if isinstance(config, TrainConfig):
+        path = RunFolder.of(config).path
+    else:
+        path = Path(config.launch.root) / (config.launch.name or named_after(source))
+    return JobFolder(path.absolute())
 
 
-def code_version() -> str:
-    """The commit of the code, marked if there are uncommitted changes; else its version."""
-    asked = subprocess.run(
-        ["git", "-C", str(PROJECT), "describe", "--always", "--dirty"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return asked.stdout.strip() or f"v{paltrain.__version__}"
+def named_after(source: Path) -> str:
+    """`configs/quickstart/features.yaml` -> `quickstart-features`."""
+    return f"{source.absolute().parent.name}-{source.stem}"
 
 
-def _record(job: Job) -> dict[str, object]:
+def folders(jobs: Sequence[Job]) -> list[JobFolder]:
+    """The folders of a chain, each once, in order."""
+    return list(dict.fromkeys(job.folder for job in jobs))
+
+
+def record_of(job: Job) -> dict[str, Any]:
+    """What `launch.json` says of where the job runs."""
     return {
-        "code_version": code_version(),
-        "arguments": sys.argv,
-        "python": sys.executable,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "kind": KIND_OF[type(job.config)],
         "cluster": job.profile.name,
+        "nodes": job.shape.nodes,
         "world_size": job.shape.world_size,
+        "array_tasks": job.n_tasks,
+        "time_min": job.time_min,
     }
-
-
-def _freeze_code(folder: Path) -> None:
-    """A copy of the code beside the run, so that later edits do not reach a queued job."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    for package in CODE:
-        shutil.copytree(
-            PROJECT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
-        )

@@ -1,7 +1,13 @@
-"""A run as a Slurm job: its sbatch text (a pure function) and its submission, by submitit.
+"""A job as Slurm text (a pure function), and its submission, through submitit.
 
-One task per device. `srun --kill-on-bad-exit=1 --wait=60` ends all tasks when one fails; exit code
-85 (saved, not finished) puts the job back into the queue.
+The batch script runs on the first node of the job:
+
+    1. setup     modules, environment, the frozen code on PYTHONPATH
+    2. begin     `cluster.batch begin`: notes the start, refuses a restart that cannot help, says
+                 where the processes meet
+    3. srun      one task a GPU; `--kill-on-bad-exit=1 --wait=60` ends all when one fails
+    4. end       `cluster.batch end`: says why it ended, and puts it back into the queue if it can
+                 go on
 """
 
 from __future__ import annotations
@@ -12,82 +18,114 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.profiles import Profile, Shape
-from paltrain.errors import ConfigError
-from paltrain.train.signals import EXIT_REQUEUE
+from cluster.hub import OFFLINE
+from cluster.job import Job, Role
+from cluster.profiles import GpuRequest
+from paltrain.config.schema import TrainConfig
+from paltrain.errors import ClusterError, ConfigError
 
-SRUN_ARGUMENTS = ("--kill-on-bad-exit=1", "--wait=60")
-TEARDOWN = (
-    "exit_code=$?",
-    f'if [ "$exit_code" -eq {EXIT_REQUEUE} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
-    'exit "$exit_code"',
-)
+COMMANDS = ("sbatch", "srun", "scontrol", "squeue")
+SRUN_ARGUMENTS = ("--unbuffered", "--kill-on-bad-exit=1", "--wait=60", "--open-mode=append")
 
 
-def slurm_parameters(
-    profile: Profile, shape: Shape, *, job_name: str, account: str | None, after: str | None = None
-) -> dict[str, Any]:
+def parameters_of(job: Job, *, account: str | None, after: str | None = None) -> dict[str, Any]:
     """submitit's parameters of a job (time in minutes).
 
-    after: id of the job that must succeed before this one.
+    after: id of the job before it in the chain.
     """
-    cpus_per_task = max(
-        1, (profile.cpus_per_node or shape.processes_per_node) // shape.processes_per_node
-    )
+    profile, shape = job.profile, job.shape
+    by_gres = profile.gpu_request is GpuRequest.gres
+    share = shape.gpus_per_node / profile.gpus_per_node if profile.gpus_per_node else 1.0
+    memory_mb = profile.mem_mb_per_node and int(profile.mem_mb_per_node * share)
+    if job.role is Role.merge:
+        memory_mb = profile.serial.mem_mb if profile.serial else None
     parameters: dict[str, Any] = {
-        "job_name": job_name,
-        "partition": profile.partition,
-        "qos": profile.qos,
+        "job_name": job.name,
+        "partition": job.placement.partition or profile.partition,
+        "qos": job.placement.qos or (None if job.role is Role.merge else profile.qos),
         "account": account,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.processes_per_node,
-        "cpus_per_task": cpus_per_task,
-        "gres": profile.gres,
-        "gpus_per_node": None if profile.gres else profile.gpus_per_node,
-        "mem": f"{profile.mem_gb_per_node:g}GB" if profile.mem_gb_per_node else None,
-        "time": profile.time_min,
-        "signal_delay_s": profile.signal_delay_s,
-        "dependency": f"afterok:{after}" if after else None,
+        "cpus_per_task": shape.cpus_per_process,
+        "gres": f"gpu:{shape.gpus_per_node}" if by_gres and shape.gpus_per_node else None,
+        "gpus_per_node": None if by_gres else shape.gpus_per_node or None,
+        "mem": f"{memory_mb}M" if memory_mb else None,
+        "time": job.time_min,
+        "signal_delay_s": min(profile.signal_delay_s, max(1, job.time_min * 60 - 30)),
+        "dependency": _dependency(job, after),
         "stderr_to_stdout": True,
-        "srun_args": list(SRUN_ARGUMENTS),
-        "setup": _setup(profile, cpus_per_task, shape.threads),
-        "teardown": list(TEARDOWN),
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
+        "use_srun": False,  # srun stands in the command
+        "setup": _setup(job),
+        "teardown": [f'{_batch(job, "end")} "$exit_code"', 'exit "$exit_code"'],
+        "map_count": job.n_tasks,
+        "array_parallelism": parallelism(job),
+        "additional_parameters": _further_options(job),
     }
     known = {key: value for key, value in parameters.items() if value is not None}
     return {**known, "wckey": None}  # submitit's own default is a key that clusters may refuse
 
 
-def sbatch_text(parameters: dict[str, Any], *, folder: Path) -> str:
-    """What sbatch would be given; `folder` is where submitit puts its files."""
+def sbatch_text(parameters: dict[str, Any], *, command: str, folder: Path) -> str:
+    """What sbatch is given. folder: where submitit puts its files."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(folder)])
     text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
     return text
 
 
-def submit(parameters: dict[str, Any], *, run_folder: Path, folder: Path) -> str:
-    """Submit the run; returns the job's id. Raises ConfigError if Slurm refuses it."""
+def command_of(job: Job) -> str:
+    """The batch script's middle: begin, then srun."""
+    log = escape(job.shell_folder) + "/ranks/rank-%t.log"
+    srun_log = shlex.quote(str(job.folder.slurm)) + '/srun-"$SLURM_JOB_ID".log'
+    bind = _cpu_bind(job)
+    srun = shlex.join(["srun", *SRUN_ARGUMENTS, *([f"--cpu-bind={bind}"] if bind else [])])
+    return "\n".join(
+        [
+            f'variables=$({_batch(job, "begin")}) || exit "$?"',
+            'eval "$variables"',
+            "trap : TERM  # the tasks get it too; this script outlives them to say what came of it",
+            f"{srun} --output={log} {job.shell_command} 2>> {srun_log}",
+            "exit_code=$?",
+        ]
+    )
+
+
+def submit(job: Job, *, account: str | None, after: str | None = None) -> str:
+    """Submit the job and return its id.
+
+    Raises:
+        ClusterError: Slurm refuses it, and why.
+    """
     check_installed()
     import submitit
 
-    from cluster.slurm_task import run_task
-
-    executor = submitit.SlurmExecutor(folder=folder)
+    parameters = parameters_of(job, account=account, after=after)
+    n_tasks = parameters.pop("map_count", None)
+    job.folder.slurm.mkdir(parents=True, exist_ok=True)
+    executor = submitit.SlurmExecutor(folder=job.folder.slurm)
     executor.update_parameters(**parameters)
+    if n_tasks is not None:
+        executor.parameters["map_count"] = n_tasks
     try:
-        return str(executor.submit(run_task, str(run_folder)).job_id)
+        with submitit.helpers.clean_env():
+            return str(executor._submit_command(command_of(job)).job_id)
     except submitit.core.utils.FailedJobError as error:
-        raise ConfigError(
-            f"Slurm refused the job: {error}; look at partition, account, qos and sizes in the "
-            "profile"
-        ) from error
+        raise ClusterError(refusal(job.name, str(error))) from error
+
+
+def refusal(name: str, said: str) -> str:
+    """The sentence for a job that sbatch refuses. said: what sbatch printed."""
+    lines = [line for line in said.splitlines() if "error:" in line] or [said]
+    reason = "; ".join(line.partition("error: ")[2] or line for line in lines)
+    return (
+        f"Slurm refuses the job '{name}': {reason}. Look at account, partition, qos and sizes in "
+        "the profile and in launch.*"
+    )
 
 
 def check_installed() -> None:
     """Raises ConfigError where Slurm's commands are missing."""
-    missing = [name for name in ("sbatch", "srun", "scontrol") if shutil.which(name) is None]
+    missing = [name for name in COMMANDS if shutil.which(name) is None]
     if missing:
         raise ConfigError(
             f"Slurm is not installed here ({', '.join(missing)} not found): submit from a login "
@@ -95,17 +133,62 @@ def check_installed() -> None:
         )
 
 
-def _setup(profile: Profile, cpus_per_task: int, threads: int) -> list[str]:
+def _dependency(job: Job, after: str | None) -> str | None:
+    if after is None:
+        return None
+    return f"{'afterany' if job.waits_for_any_end else 'afterok'}:{after}"
+
+
+def parallelism(job: Job) -> int | None:
+    """How many tasks of an array may run at once; None for a job that is none."""
+    if job.n_tasks is None or isinstance(job.config, TrainConfig):
+        return None
+    return job.config.launch.array_parallelism or job.n_tasks
+
+
+def _further_options(job: Job) -> dict[str, Any]:
+    log = "%A_%a.log" if job.n_tasks else "%j.log"
+    return {
+        "requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "chdir": str(Path.cwd()),
+        "output": escape(str(job.folder.slurm)) + "/" + log,
+        **job.profile.sbatch,
+    }
+
+
+def escape(path: str) -> str:
+    """A path in which Slurm sees no pattern."""
+    return path.replace("%", "%%")
+
+
+def _cpu_bind(job: Job) -> str | None:
+    """How srun binds tasks: as the profile says, where a job has whole nodes, a task a GPU."""
+    shape, profile = job.shape, job.profile
+    is_whole = shape.gpus_per_node == shape.processes_per_node == profile.gpus_per_node
+    return profile.cpu_bind if is_whole else None
+
+
+def _setup(job: Job) -> list[str]:
+    profile, bind = job.profile, _cpu_bind(job)
+    # Since 22.05 sbatch's --cpus-per-task stays with sbatch. A mask or map says it all by itself.
+    cpus = "" if bind and bind.startswith(("mask_", "map_")) else str(job.shape.cpus_per_process)
     exports = {
-        "SRUN_CPUS_PER_TASK": str(
-            cpus_per_task
-        ),  # since 22.05 sbatch's --cpus-per-task stays with sbatch
-        "OMP_NUM_THREADS": str(threads),
+        "SRUN_CPUS_PER_TASK": cpus,
+        "OMP_NUM_THREADS": str(job.shape.threads),
         "PALTRAIN_MASTER_SUFFIX": profile.master_suffix,
+        **(OFFLINE if profile.offline else {}),
         **profile.environment,
     }
     return [
         *(f"module load {module}" for module in profile.modules),
         *(f"export {name}={shlex.quote(value)}" for name, value in exports.items() if value),
         *profile.setup,
+        f"export PYTHONPATH={shlex.quote(str(job.folder.code))}${{PYTHONPATH:+:$PYTHONPATH}}",
     ]
+
+
+def _batch(job: Job, event: str) -> str:
+    """The shell command of the batch script's begin or end."""
+    python = shlex.join([sys.executable, "-P", "-m", "cluster.batch", event, str(job.folder.path)])
+    return f"{python} {job.role.value}"

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Mapping
 
-FIRST_PORT, N_PORTS = 20000, 20000  # below Linux's ephemeral ports, chosen by job id
+FIRST_PORT, N_PORTS = 20000, 10000  # below Linux's ephemeral ports
 
 
-def rank_variables(slurm: Mapping[str, str], *, first_host: str) -> dict[str, str]:
-    """What a task of a Slurm step needs to join its group.
+def rank_variables(slurm: Mapping[str, str]) -> dict[str, str]:
+    """What a task of a Slurm step needs to know itself in its group.
 
-    slurm: the task's environment. first_host: name of the job's first node.
+    slurm: the task's environment.
     """
-    local_world_size = slurm["SLURM_NTASKS_PER_NODE"]
-    suffix = slurm.get("PALTRAIN_MASTER_SUFFIX", "")
     return {
         "RANK": slurm["SLURM_PROCID"],
         "LOCAL_RANK": slurm["SLURM_LOCALID"],
         "WORLD_SIZE": slurm["SLURM_NTASKS"],
-        "LOCAL_WORLD_SIZE": local_world_size,
-        "MASTER_ADDR": first_host + suffix,
-        "MASTER_PORT": str(FIRST_PORT + int(slurm["SLURM_JOB_ID"]) % N_PORTS),
+        "LOCAL_WORLD_SIZE": slurm["SLURM_NTASKS_PER_NODE"],
     }
+
+
+def meeting_point(slurm: Mapping[str, str], *, first_host: str) -> dict[str, str]:
+    """Where the processes of a job meet; asked on the job's first node, where rank 0 will listen.
+
+    The port is the first free one from a place that the job's id chooses, so that two jobs that
+    start together on a node do not look at the same ones.
+    """
+    suffix = slurm.get("PALTRAIN_MASTER_SUFFIX", "")
+    return {
+        "MASTER_ADDR": first_host + suffix,
+        "MASTER_PORT": str(free_port(int(slurm["SLURM_JOB_ID"]))),
+    }
+
+
+def free_port(job_id: int) -> int:
+    """A port nobody listens on."""
+    for offset in range(N_PORTS):
+        port = FIRST_PORT + (job_id * 7 + offset) % N_PORTS
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port from {FIRST_PORT} to {FIRST_PORT + N_PORTS - 1}")
 
 
 def first_host(node_list: str) -> str:

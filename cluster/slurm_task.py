@@ -1,4 +1,4 @@
-"""What a Slurm task runs: take the rank from Slurm's variables, then train."""
+"""What a Slurm task of a training run does: take the rank from Slurm's variables, then train."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import sys
 from pathlib import Path
 
-from cluster.slurm_env import first_host, rank_variables
+from cluster.slurm_env import rank_variables
 
 
-def run_task(run_folder: str) -> None:
-    """Train the run in `run_folder` as this task's rank; leaves with the run's exit code."""
-    host = first_host(os.environ["SLURM_JOB_NODELIST"])
-    os.environ.update(rank_variables(os.environ, first_host=host))
-    from paltrain.run import main
+def main(run_folder: str) -> int:
+    """Train the run in `run_folder` as this task's rank; returns the exit code."""
+    os.environ.update(rank_variables(os.environ))
+    from paltrain.run import main as train
 
-    code = main(Path(run_folder))
-    if code:
-        sys.exit(code)
+    return train(Path(run_folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

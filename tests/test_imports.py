@@ -36,6 +36,7 @@ NEVER_EACH_OTHER = [{"model", "data"}, {"batch", "config"}, {"comm", "config"}]
 BUILDERS = {
     "paltrain.cli",
     "paltrain.run",
+    "paltrain.run_folder",
     "paltrain.data.loader",
     "paltrain.train.stages",
 }

@@ -16,7 +16,8 @@ from paltrain.config.schema import (
     TrainConfig,
 )
 from paltrain.errors import ConfigError
-from paltrain.run import RunFolder, differences, find_init_folder, main, prepare_run
+from paltrain.run import main
+from paltrain.run_folder import RunFolder, differences, find_init_folder, prepare_run
 from paltrain.status import FINISHED
 
 

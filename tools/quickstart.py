@@ -25,10 +25,13 @@ OUT = Path("runs/quickstart")
 CONFIGS = "configs/quickstart"
 PHASES = [
     ("recordings and questions", "tools/prepare_data.py soundscapes"),
-    ("language model", f"tools/launch.py {CONFIGS}/base.yaml"),
+    ("language model", f"tools/launch.py --cluster local {CONFIGS}/base.yaml"),
     ("features", f"tools/precompute_features.py {CONFIGS}/features.yaml"),
-    ("LAL", f"tools/launch.py {CONFIGS}/lal_stage1.yaml {CONFIGS}/lal_stage2.yaml"),
-    ("PLITS", f"tools/launch.py {CONFIGS}/plits_stage1.yaml {CONFIGS}/plits_stage2.yaml"),
+    ("LAL", f"tools/launch.py --cluster local {CONFIGS}/lal_stage1.yaml {CONFIGS}/lal_stage2.yaml"),
+    (
+        "PLITS",
+        f"tools/launch.py --cluster local {CONFIGS}/plits_stage1.yaml {CONFIGS}/plits_stage2.yaml",
+    ),
     ("evaluation", f"tools/evaluate.py {CONFIGS}/evaluate.yaml --with-control"),
     ("benchmark", f"tools/bench.py step --json {OUT}/bench.json"),
     ("report", f"tools/report.py --out {OUT}"),

@@ -49,23 +49,28 @@ from paltrain.model.build import (
 )
 from paltrain.model.modeling import PalModel
 from paltrain.model.tokenization import load_tokenizer, tokenizer_hash
+from paltrain.status import StatusFile
 from paltrain.train.checkpoint import Checkpoints, Progress, frozen_hash
 from paltrain.train.console import TrainingConsole
 from paltrain.train.engine import Engine, build_engine
 from paltrain.train.export import export_model
 from paltrain.train.flops import token_flops
 from paltrain.train.loop import Loop, LoopSettings, Sink, TokenFlops
-from paltrain.train.metrics import MetricsLog, WandbCopy, device_peak_tflops
+from paltrain.train.metrics import Heartbeat, MetricsLog, WandbCopy, device_peak_tflops
 from paltrain.train.schedule import lr_factor
+from paltrain.train.signals import StopFlag
 from paltrain.train.stages import parameter_groups, set_trainable
+from paltrain.train.watchdog import Watchdog
 
 log = get_logger(__name__)
 T = TypeVar("T")
 
+HANGS_AFTER = 0.9  # of the collectives' time limit: stacks are written before they raise
+
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run's things lie (`paltrain.run.RunFolder` decides)."""
+    """Where a run's things lie (`paltrain.run_folder` decides)."""
 
     tokenizer: Path
     checkpoints: Path
@@ -73,6 +78,7 @@ class Paths:
     bad_samples: Path
     wandb: Path
     model: Path
+    status: StatusFile
 
 
 class TrainingJob:
@@ -122,11 +128,16 @@ class TrainingJob:
 
 
 def build_training(
-    config: TrainConfig, paths: Paths, *, init_folder: Path | None, code_version: str
+    config: TrainConfig,
+    paths: Paths,
+    *,
+    init_folder: Path | None,
+    code_version: str,
+    stop: StopFlag | None = None,
 ) -> TrainingJob:
     """Everything a rank needs to train `config`, standing where the newest checkpoint left it.
 
-    init_folder: the model to start from, where the stage names one.
+    init_folder: the model to start from, where the stage names one. stop: catches signals already.
     """
     transformers_logging.disable_progress_bar()
     comm = Comm.from_environment(timeout_s=config.engine.timeout_s)
@@ -159,9 +170,19 @@ def build_training(
         every_steps=config.logging.every_steps,
         quiet=comm.rank != 0,
     )
-    sinks = _sinks(config, paths, progress) if comm.rank == 0 else []
-    dummy = model.dummy_batch
-    loop = Loop(engine, comm, checkpoints, settings, progress, dummy, sinks, console)
+    sinks = _sinks(config, paths, progress, settings.total_steps) if comm.rank == 0 else []
+    loop = Loop(
+        engine,
+        comm,
+        checkpoints,
+        settings,
+        progress,
+        model.dummy_batch,
+        sinks,
+        console,
+        stop=stop or StopFlag(),
+        watchdog=Watchdog(HANGS_AFTER * config.engine.timeout_s),
+    )
     _tell(config, loop)
     return TrainingJob(loop, loader, model, parts.tokenizer, paths.model)
 
@@ -324,8 +345,11 @@ def _settings(config: TrainConfig, steps_per_epoch: int, flops: TokenFlops) -> L
     )
 
 
-def _sinks(config: TrainConfig, paths: Paths, progress: Progress) -> list[Sink]:
-    sinks: list[Sink] = [MetricsLog(paths.metrics, after_step=progress.step)]
+def _sinks(config: TrainConfig, paths: Paths, progress: Progress, total_steps: int) -> list[Sink]:
+    sinks: list[Sink] = [
+        MetricsLog(paths.metrics, after_step=progress.step),
+        Heartbeat(paths.status, total_steps=total_steps),
+    ]
     if config.logging.wandb:
         sinks.append(
             WandbCopy(

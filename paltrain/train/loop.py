@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from paltrain.comm import Comm
@@ -28,6 +28,7 @@ from paltrain.train.console import TrainingConsole
 from paltrain.train.engine import Engine
 from paltrain.train.metrics import peak_memory_gib
 from paltrain.train.signals import NOTHING, StopFlag
+from paltrain.train.watchdog import Watchdog
 
 log = get_logger(__name__)
 
@@ -99,7 +100,11 @@ class LoopSettings:
 
 @dataclass
 class Loop:
-    """Everything a step needs. progress: where the run stands. dummy: makes an empty batch."""
+    """Everything a step needs.
+
+    progress: where the run stands. dummy: makes an empty batch. stop: has caught signals since the
+    process began, if its caller entered it.
+    """
 
     engine: Engine
     comm: Comm
@@ -109,6 +114,8 @@ class Loop:
     dummy: Callable[[], Any]
     sinks: Sequence[Sink]
     console: TrainingConsole
+    stop: StopFlag = field(default_factory=StopFlag)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(timeout_s=1800.0))
 
     def run(self, steps: Iterator[Step]) -> int:
         """Train to the last step; returns NOTHING, or what a signal asked for after saving.
@@ -116,18 +123,19 @@ class Loop:
         Raises TrainingError on every rank after too many non-finite steps, CheckpointError if one
         cannot save.
         """
-        with StopFlag() as flag, self.console:
+        with self.stop, self.watchdog, self.console:
             while self.progress.step < self.settings.total_steps:
                 started = time.perf_counter()
                 step = next(steps)  # 1
                 losses = self._gradients(step)  # 2
-                loss, wanted = self._agree(losses, step, flag)  # 3
+                loss, wanted = self._agree(losses, step)  # 3
                 grad_norm = self._update()  # 4
                 self.progress = self._after(step)
                 self._guard(loss, grad_norm, losses, step)
                 self._record(step, loss, grad_norm, time.perf_counter() - started)  # 5
                 if self._is_due() or wanted:  # 6
                     self.checkpoints.save(self.engine, self.progress)
+                self.watchdog.step_done()
                 if wanted:
                     return wanted
         return NOTHING
@@ -143,8 +151,8 @@ class Loop:
             losses.append(self.engine.forward_backward(on_device, scale=scale, last=last))
         return [float(loss) for loss in losses]
 
-    def _agree(self, losses: list[float], step: Step, flag: StopFlag) -> tuple[float, int]:
-        asked = [float(flag.wanted == kind) for kind in (1, 2)]
+    def _agree(self, losses: list[float], step: Step) -> tuple[float, int]:
+        asked = [float(self.stop.wanted == kind) for kind in (1, 2)]
         loss_sum, *any_asked = self.comm.sum([sum(losses), *asked])
         wanted = max(
             (kind for kind, n in zip((1, 2), any_asked, strict=True) if n), default=NOTHING

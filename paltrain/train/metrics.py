@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 
 from paltrain.log import get_logger
+from paltrain.status import StatusFile
 
 log = get_logger(__name__)
 
@@ -92,6 +93,22 @@ def peak_memory_gib(device: torch.device) -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+class Heartbeat:
+    """Tells the run's status file, now and then, how far the run is and how fast."""
+
+    SHOWN = ("loss", "questions_per_s", "step_time_s")
+
+    def __init__(self, status: StatusFile, *, total_steps: int) -> None:
+        self._status, self._total = status, total_steps
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        shown = _finite({key: record[key] for key in self.SHOWN})
+        self._status.beat(step=record["step"], total_steps=self._total, **shown)
+
+    def close(self) -> None:
+        """Nothing to close."""
 
 
 class WandbCopy:

@@ -24,15 +24,22 @@ MEANING = {
 
 
 class StopFlag:
-    """Catches the signals while entered; `wanted` is NOTHING, REQUEUE or INTERRUPT."""
+    """Catches the signals while entered; `wanted` is NOTHING, REQUEUE or INTERRUPT.
+
+    It may be entered again inside, so that a process catches them from its start, before there is a
+    step at whose end it could stop.
+    """
 
     def __init__(self) -> None:
         self.wanted = NOTHING
+        self._depth = 0
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopFlag:
-        for number in MEANING:
-            self._old[number] = signal.signal(number, self._note)
+        self._depth += 1
+        if self._depth == 1:
+            for number in MEANING:
+                self._old[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -41,8 +48,10 @@ class StopFlag:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._depth -= 1
+        if self._depth == 0:
+            for number, handler in self._old.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.wanted = max(self.wanted, MEANING[signal.Signals(number)])

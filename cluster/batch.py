@@ -1,0 +1,163 @@
+"""Both ends of a batch script: `python -m cluster.batch begin|end FOLDER ROLE [EXIT_CODE]`.
+
+begin   notes the start in the job's folder, refuses a restart that cannot help, and prints shell
+        lines that say where the processes meet
+end     says why the job ended, first thing in its log, and puts it back into the queue if it can go
+        on from what is saved
+
+What becomes of a job, by how it ended:
+
+    finished (0), a user's mistake (2)                   it is over
+    told to stop and saved (85)                          requeued, unless somebody cancelled it
+    lost a process or a device, as a node that dies      requeued
+    a training run raised                                over; its traceback is in the log
+    a task of an array failed otherwise                  requeued, alone
+
+A restart that makes no progress is refused at its begin (`cluster.attempts`). When a whole node
+fails, Slurm requeues by itself; this script has died with it or finds the job no longer its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.attempts import note_end, note_start, reached
+from cluster.folder import JobFolder, Part
+from cluster.job import Role
+from cluster.slurm_env import first_host, meeting_point
+from paltrain.errors import EXIT_USER_ERROR, ClusterError
+from paltrain.status import FAILED
+from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
+
+SIGNALLED = 128  # a shell's exit code of a process that signal n killed is 128 + n
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a job ended, for people, and whether it should go on."""
+
+    text: str
+    goes_on: bool
+    details: str = ""
+
+
+def begin(folder: JobFolder, role: Role) -> int:
+    """Note the start; prints `export` lines. Returns the exit code."""
+    part = part_of(folder, role)
+    part.failure.unlink(missing_ok=True)
+    part.ranks.mkdir(parents=True, exist_ok=True)
+    nodes = os.environ["SLURM_JOB_NODELIST"]
+    restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    try:
+        note_start(part, job_id=_job_name(), restart=restart, nodes=nodes)
+    except ClusterError as error:
+        print(f"job {_job_name()} stops: {error}", file=sys.stderr)
+        part.status.write(FAILED, **_progress(part), error=str(error))
+        return EXIT_USER_ERROR
+    for name, value in meeting_point(os.environ, first_host=first_host(nodes)).items():
+        print(f"export {name}={shlex.quote(value)}")
+    return 0
+
+
+def end(folder: JobFolder, role: Role, exit_code: int) -> int:
+    """Say why the job ended and requeue it if it can go on."""
+    part = part_of(folder, role)
+    failure = json.loads(part.failure.read_text()) if part.failure.exists() else None
+    verdict = judge(exit_code, failure, is_training=_is_training(folder))
+    requeues = verdict.goes_on and _is_running()
+    becomes = "requeued" if requeues else "over"
+    if verdict.goes_on and not requeues:
+        becomes = "over, since it was cancelled or is out of time"
+    progress = f"at {reached(part.status.read())} steps or units"
+    print(f"job {_job_name()} {verdict.text} {progress}: {becomes}", flush=True)
+    if verdict.details:
+        print(verdict.details.rstrip(), flush=True)
+    _print_srun_log(folder)
+    note_end(part, exit_code=exit_code, verdict=f"{verdict.text}: {becomes}")
+    if exit_code not in (0, EXIT_REQUEUE, EXIT_INTERRUPTED):
+        part.status.write(FAILED, **_progress(part), error=verdict.text)
+    if requeues:
+        subprocess.run(["scontrol", "requeue", _job_name()], check=False)
+    return 0
+
+
+def judge(exit_code: int, failure: Mapping[str, Any] | None, *, is_training: bool) -> Verdict:
+    """Why it ended and whether to go on.
+
+    failure: `failure.json` of the attempt, None where no process could write one.
+    """
+    if exit_code == 0:
+        return Verdict("finished", goes_on=False)
+    if exit_code == EXIT_REQUEUE:
+        return Verdict("was told to stop and saved", goes_on=True)
+    if exit_code == EXIT_INTERRUPTED:
+        return Verdict("was interrupted and saved", goes_on=False)
+    if failure and not failure["is_environment"]:
+        text = f"failed: rank {failure['rank']} on {failure['host']}: {failure['message']}"
+        is_mistake = failure["traceback"] is None
+        goes_on = not is_training and not is_mistake
+        return Verdict(text, goes_on=goes_on, details=failure["traceback"] or "")
+    if exit_code == EXIT_USER_ERROR:
+        return Verdict("failed; its message is in the log of rank 0", goes_on=False)
+    if failure:
+        text = f"lost a process or a device ({failure['message']})"
+        return Verdict(text, goes_on=True, details=failure["traceback"] or "")
+    if exit_code > SIGNALLED:
+        return Verdict(f"lost a process to signal {exit_code - SIGNALLED}", goes_on=True)
+    return Verdict(f"failed with exit code {exit_code}", goes_on=True)
+
+
+def part_of(folder: JobFolder, role: Role) -> Part:
+    """The part of the folder that this batch script is about."""
+    if role is Role.array:
+        return folder.task(int(os.environ["SLURM_ARRAY_TASK_ID"]))
+    return folder.merge if role is Role.merge else folder.whole
+
+
+def _job_name() -> str:
+    """The id by which Slurm requeues this job: of an array, one task alone."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def _is_running() -> bool:
+    """Whether the job is still Slurm's to run: a cancelled one is completing by now."""
+    asked = subprocess.run(
+        ["scontrol", "-o", "show", "job", _job_name()],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return "JobState=RUNNING" in asked.stdout
+
+
+def _is_training(folder: JobFolder) -> bool:
+    return folder.read_launch().get("kind") == "training"
+
+
+def _progress(part: Part) -> dict[str, Any]:
+    """What the status says beyond state and time."""
+    return {k: v for k, v in part.status.read().items() if k not in ("state", "time", "error")}
+
+
+def _print_srun_log(folder: JobFolder) -> None:
+    log = folder.slurm / f"srun-{os.environ['SLURM_JOB_ID']}.log"
+    if log.exists():
+        print(log.read_text(errors="replace").rstrip(), flush=True)
+
+
+def main(words: list[str]) -> int:
+    event, path, role = words[:3]
+    folder = JobFolder(Path(path))
+    return begin(folder, Role(role)) if event == "begin" else end(folder, Role(role), int(words[3]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,142 @@
+"""What a launch keeps in a job's folder, beside what the run itself writes (`paltrain.run_folder`).
+
+runs/NAME/
+    config.yaml       resolved; what the job reads
+    launch.json       commit, command line, working directory, cluster
+    profile.yaml      the cluster's profile as it was
+    packages.txt      versions of everything installed
+    code/             the code that runs; code.diff: what the commit lacks
+    jobs.jsonl        every Slurm job submitted for it
+    slurm/            JOB.log: what the batch script said; JOB.sh: what sbatch was given
+    ranks/            rank-N.log: what each process said
+    status.json       state, progress, heartbeat
+    attempts.jsonl    every start and end, with what had been reached
+    failure.json      what ended the latest attempt, if it failed
+    tasks/3/, merge/  the same four for a task of a job array, and for the job that merges them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paltrain.run_folder import RunFolder
+from paltrain.status import StatusFile
+
+MERGE = "merge"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where one process group of a job (a run, an array's task, a merge) says how it stands."""
+
+    path: Path
+
+    @property
+    def status(self) -> StatusFile:
+        return RunFolder(self.path).status
+
+    @property
+    def failure(self) -> Path:
+        return RunFolder(self.path).failure
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def ranks(self) -> Path:
+        return RunFolder(self.path).ranks
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Where everything of a job lies; `path` is absolute."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def run(self) -> RunFolder:
+        return RunFolder(self.path)
+
+    @property
+    def config(self) -> Path:
+        return self.run.config
+
+    @property
+    def launch(self) -> Path:
+        return self.run.launch
+
+    @property
+    def code(self) -> Path:
+        return self.path / "code"
+
+    @property
+    def code_diff(self) -> Path:
+        return self.path / "code.diff"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile.yaml"
+
+    @property
+    def packages(self) -> Path:
+        return self.path / "packages.txt"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
+
+    @property
+    def jobs(self) -> Path:
+        return self.path / "jobs.jsonl"
+
+    @property
+    def whole(self) -> Part:
+        """The run's own part, or that of a job without slices."""
+        return Part(self.path)
+
+    @property
+    def merge(self) -> Part:
+        return Part(self.path / MERGE)
+
+    def task(self, index: int) -> Part:
+        """The part of an array's task."""
+        return Part(self.path / "tasks" / str(index))
+
+    def submissions(self) -> dict[str, dict[str, Any]]:
+        """The latest Slurm job of each role (`run`, `array`, `merge`), in the order submitted."""
+        latest: dict[str, dict[str, Any]] = {}
+        for line in read_lines(self.jobs):
+            latest.pop(line["role"], None)
+            latest[line["role"]] = line
+        return latest
+
+    def read_launch(self) -> dict[str, Any]:
+        """`launch.json`, {} where there is none."""
+        if not self.launch.exists():
+            return {}
+        launch: dict[str, Any] = json.loads(self.launch.read_text(encoding="utf-8"))
+        return launch
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSON-lines file; none where it is missing; a torn last line is left out."""
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def add_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")

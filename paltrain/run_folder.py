@@ -1,0 +1,201 @@
+"""A run: its folder and its identity.
+
+    runs/NAME/
+        config.yaml       resolved; the process reads nothing else
+        launch.json       code version, command line
+        status.json       state (running, stopped, failed, finished), step, loss, heartbeat
+        failure.json      what ended the latest attempt, if it failed: rank, host, traceback
+        metrics.jsonl     one line a step
+        checkpoints/      see paltrain.train.checkpoint
+        tokenizer/        where the run trained one
+        model/            the exported model, once finished
+        log.txt, ranks/   what the ranks said
+
+`run.name` is the identity: the same command again goes on where the run stands, if its
+configuration is the same in everything that shapes the result. Importing this needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paltrain.config.load import save_config, to_yaml
+from paltrain.config.schema import TrainConfig
+from paltrain.errors import ConfigError
+from paltrain.log import get_logger
+from paltrain.status import FINISHED, StatusFile, write_json
+
+log = get_logger(__name__)
+
+# What may change when a run goes on: none of it shapes the result.
+FREE_KEYS = ("launch.", "logging.", "checkpoint.keep", "checkpoint.every_steps", "run.fresh")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run lies; the paths are written here and nowhere else."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> RunFolder:
+        return cls(Path(config.run.root) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def launch(self) -> Path:
+        return self.path / "launch.json"
+
+    @property
+    def status(self) -> StatusFile:
+        return StatusFile(self.path / "status.json")
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failure.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def bad_samples(self) -> Path:
+        return self.path / "bad_samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
+
+    def standing(self) -> str:
+        """How far the run is, for people: `stopped at step 12 of 100`."""
+        status = self.status.read()
+        if not status:
+            return "not started"
+        text = self.metrics.read_text(encoding="utf-8") if self.metrics.exists() else ""
+        n_steps, total = text.count("\n"), status.get("total_steps", "an unknown number")
+        return f"{status['state']} at step {n_steps} of {total}"
+
+    def code_version(self) -> str:
+        """The commit that `launch.json` names."""
+        if not self.launch.exists():
+            return "unknown"
+        launch = json.loads(self.launch.read_text(encoding="utf-8"))
+        return str(launch.get("code_version", "unknown"))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status.read().get("state") == FINISHED
+
+
+def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None) -> RunFolder:
+    """Make or reopen the run's folder and write its configuration.
+
+    launch: kept as `launch.json`. With `run.fresh` an old folder is moved aside.
+    Raises ConfigError listing the keys that differ from those the run was started with.
+    """
+    folder = RunFolder.of(config)
+    if config.run.fresh and folder.path.exists():
+        log.info("run.fresh: moved %s to %s", folder.path, _move_aside(folder.path))
+    if folder.config.exists():
+        check_same(folder, config)
+    elif folder.path.exists() and any(folder.path.iterdir()):
+        raise ConfigError(
+            f"{folder.path} exists, but is no run (it has no {folder.config.name}): choose "
+            "another run.name, or move it away"
+        )
+    folder.path.mkdir(parents=True, exist_ok=True)
+    save_config(replace(config, run=replace(config.run, fresh=False)), folder.config)
+    if launch is not None:
+        write_json(folder.launch, dict(launch))
+    return folder
+
+
+def check_same(folder: RunFolder, config: TrainConfig) -> None:
+    """Raises ConfigError listing the keys that shape the result and differ from the run's own."""
+    old = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+    changed = differences(old, yaml.safe_load(to_yaml(config)))
+    if changed:
+        raise ConfigError(
+            f"the run {folder.path} was started with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nrestore it, choose another run.name, or start anew with run.fresh=true"
+        )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`key: old value -> new value` for every dotted key that shapes a run's result and differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = [k for k in {**before, **after} if not k.startswith(FREE_KEYS)]
+    return [
+        f"{key}: {before.get(key, 'absent')!r} -> {after.get(key, 'absent')!r}"
+        for key in keys
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def find_init_folder(config: TrainConfig) -> Path | None:
+    """The model folder that `stage.init_from` means: a finished run's, or one given by its path.
+
+    Raises ConfigError if it is not there, saying what to run first.
+    """
+    name = config.stage.init_from
+    if name is None:
+        return None
+    run = RunFolder(Path(config.run.root) / name)
+    if run.config.exists():
+        if not run.is_finished:
+            raise ConfigError(
+                f"stage.init_from: the run '{name}' has not finished ({run.standing()}): launch it "
+                "again first, it goes on from there"
+            )
+        return run.model
+    if (Path(name) / "config.json").exists():
+        return Path(name)
+    raise ConfigError(
+        f"stage.init_from: '{name}' is neither a run in {config.run.root}/ nor a model folder: "
+        f"launch the stage with run.name={name} first, or give a folder with config.json"
+    )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + str(key), value
+
+
+def _move_aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    return path.rename(aside)

@@ -1,0 +1,112 @@
+"""A real Slurm cluster on this machine, for as long as a test session: four nodes, in a second.
+
+Needs Debian's `slurm-wlm`, `munge` and `iproute2`, and the right to make namespaces. Its commands
+(`sbatch`, `squeue`, ...) are put on PATH as small scripts that enter the cluster's login node.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+COMMANDS = ("sbatch", "srun", "scancel", "squeue", "scontrol", "sinfo")
+NEEDED = ("slurmctld", "slurmd", "munged", "ip", "nsenter", "unshare", *COMMANDS)
+HOW_TO_GET = "apt-get install slurm-wlm munge iproute2"
+UP_WITHIN_S = 60
+
+# A command of the cluster for use from outside. It takes itself off PATH, or the jobs, which
+# inherit the environment, would call it instead of Slurm's own.
+COMMAND_SCRIPT = """#!/bin/sh
+PATH=$(printf %s "$PATH" | sed "s,{folder}:,,g")
+export PATH SLURM_CONF={conf}
+exec {enter} --wdns="$PWD" {command} "$@"
+"""
+
+
+def missing() -> list[str]:
+    """What of Slurm is not installed here."""
+    return [name for name in NEEDED if shutil.which(name) is None]
+
+
+@dataclass
+class SlurmLab:
+    """A running cluster of nodes `node1` to `nodeN` with partitions `normal` and `urgent`."""
+
+    folder: Path
+    process: subprocess.Popen[bytes]
+    enter: list[str]  # command that enters its namespaces
+    up_s: float
+
+    @classmethod
+    def start(cls, folder: Path, *, n_nodes: int = 4) -> SlurmLab:
+        started = time.monotonic()
+        is_root = os.geteuid() == 0
+        as_user = [] if is_root else ["--user", "--map-current-user", "--keep-caps"]
+        own = ["--net", "--mount", "--uts", "--pid"]
+        with (folder / "up.log").open("w") as log:
+            process = subprocess.Popen(
+                ["unshare", *as_user, *own, "--fork", "--kill-child", "--mount-proc",
+                 "bash", str(HERE / "lab.sh"), str(folder), str(n_nodes)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+        while not (folder / "ready").exists():
+            if process.poll() is not None or time.monotonic() - started > UP_WITHIN_S:
+                process.kill()
+                raise RuntimeError("no Slurm: " + (folder / "up.log").read_text()[-2000:])
+            time.sleep(0.02)
+        child = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0]
+        enter = ["nsenter", "-t", child, *([] if is_root else ["--user", "--preserve-credentials"])]
+        lab = cls(folder, process, [*enter, *own], time.monotonic() - started)
+        lab._write_commands()
+        return lab
+
+    @property
+    def bin(self) -> Path:
+        """What to put first on PATH."""
+        return self.folder / "bin"
+
+    def shell(self, script: str) -> str:
+        """What a script prints that runs on the login node."""
+        done = subprocess.run(
+            [*self.enter, "env", f"SLURM_CONF={self.folder}/etc/slurm.conf", "bash", "-c", script],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout + done.stderr
+
+    def crash(self, node: str) -> None:
+        """Kill every process of a node at once, its daemon too."""
+        self.shell(f"ip netns pids {node} | xargs -r kill -9")
+
+    def boot(self, node: str) -> None:
+        """Start the daemon of a node that has crashed."""
+        self.shell(f"{self.bin}/start_{node}")
+
+    def set_links(self, node: str, state: str) -> None:
+        """Both links of a node `down` or `up`."""
+        number = node.removeprefix("node")
+        self.shell(f"ip link set eth{number} {state}; ip link set ib{number} {state}")
+
+    def stop(self) -> None:
+        """End the cluster and whatever runs on it."""
+        self.process.send_signal(
+            signal.SIGKILL
+        )  # unshare ignores SIGTERM; --kill-child does the rest
+        self.process.wait()
+
+    def _write_commands(self) -> None:
+        for name in COMMANDS:
+            script = COMMAND_SCRIPT.format(
+                folder=self.bin,
+                conf=self.folder / "etc/slurm.conf",
+                enter=" ".join(self.enter),
+                command=shutil.which(name),
+            )
+            (self.bin / name).write_text(script)
+            (self.bin / name).chmod(0o755)

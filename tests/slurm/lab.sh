@@ -1,0 +1,126 @@
+#!/bin/bash
+# A real Slurm cluster on this machine, for tests: lab.sh FOLDER N_NODES (started by lab.py).
+#
+# Runs as the first process of its own network, mount, UTS and PID namespaces, so that every daemon,
+# address and mount ends with it. Each node is a network namespace with an Ethernet and an
+# "InfiniBand" link to bridges on the login node:
+#
+#     login 10.77.0.1 ── br-eth ─┬─ node1 10.77.0.11 ─┬─ br-ib
+#                                └─ node2 10.77.0.12 ─┘
+#
+# Environment: CPUS and GPUS a node has (declared, not real).
+set -euo pipefail
+folder=$1 n_nodes=$2 CPUS=${CPUS:-32} GPUS=${GPUS:-4} prefix=node
+export SLURM_CONF=$folder/etc/slurm.conf
+user=$(id -un) nodes="$prefix[1-$n_nodes]"
+mkdir -p "$folder"/{etc,state,log,run,dev,bin}
+
+network() {
+    mount -t tmpfs tmpfs /run  # for `ip netns`
+    hostname login
+    ip link set lo up
+    {
+        echo "127.0.0.1 localhost"
+        echo "10.77.0.1 login"
+        for i in $(seq "$n_nodes"); do
+            echo "10.77.0.$((10 + i)) $prefix$i"
+            echo "10.78.0.$((10 + i)) $prefix$i-ib"
+        done
+    } > "$folder/etc/hosts"
+    mount --bind "$folder/etc/hosts" /etc/hosts
+    for kind in eth ib; do
+        ip link add br-$kind type bridge
+        ip link set br-$kind up
+    done
+    ip addr add 10.77.0.1/24 dev br-eth
+    for i in $(seq "$n_nodes"); do
+        ip netns add $prefix$i
+        ip -n $prefix$i link set lo up
+        subnet=77
+        for kind in eth ib; do
+            ip link add $kind$i type veth peer name ${kind}0 netns $prefix$i
+            ip link set $kind$i master br-$kind up
+            ip -n $prefix$i addr add 10.$subnet.0.$((10 + i))/24 dev ${kind}0
+            ip -n $prefix$i link set ${kind}0 up
+            subnet=78
+        done
+    done
+}
+
+gpus() {  # character devices, else Slurm sets no CUDA_VISIBLE_DEVICES
+    local device=$folder/dev/nvidia
+    for g in $(seq 0 $((GPUS - 1))); do
+        mknod -m 666 "$device$g" c 1 3 2>/dev/null || device=/dev/tty  # without root: no mknod
+    done
+    printf 'AutoDetect=off\nNodeName=%s Name=gpu File=%s[0-%d]\n' "$nodes" "$device" $((GPUS - 1)) \
+        > "$folder/etc/gres.conf"
+}
+
+configuration() {
+    echo CgroupPlugin=cgroup/v1 > "$folder/etc/cgroup.conf"  # must exist; never used
+    cat > "$SLURM_CONF" <<CONF
+ClusterName=lab
+SlurmctldHost=login(10.77.0.1)
+SlurmUser=$user
+SlurmdUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$folder/run/munge.sock,cred_expire=8
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/run/%n
+SlurmctldPidFile=$folder/run/slurmctld.pid
+SlurmdPidFile=$folder/run/slurmd.%n.pid
+SlurmctldLogFile=$folder/log/slurmctld.log
+SlurmdLogFile=$folder/log/slurmd.%n.log
+MailProg=/bin/true
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=2,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
+GresTypes=gpu
+KillWait=15
+SlurmdTimeout=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=$nodes NodeAddr=10.77.0.[11-$((10 + n_nodes))] CPUs=$CPUS Boards=1 SocketsPerBoard=1 CoresPerSocket=$CPUS ThreadsPerCore=1 RealMemory=16000 Gres=gpu:$GPUS State=UNKNOWN
+PartitionName=normal Nodes=$nodes Default=YES MaxTime=24:00:00 PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=urgent Nodes=$nodes MaxTime=24:00:00 PriorityTier=10 PreemptMode=OFF
+CONF
+}
+
+munge() {
+    dd if=/dev/urandom of="$folder/etc/munge.key" bs=1024 count=1 status=none
+    chmod 400 "$folder/etc/munge.key"
+    munged --force --key-file="$folder/etc/munge.key" --socket="$folder/run/munge.sock" \
+        --pid-file="$folder/run/munged.pid" --log-file="$folder/log/munged.log" \
+        --seed-file="$folder/run/munge.seed" --num-threads=4
+}
+
+node() {  # node NAME: start its slurmd, now and again after a crash
+    mkdir -p "$folder/run/$1"
+    cat > "$folder/bin/start_$1" <<START
+#!/bin/bash
+exec ip netns exec $1 unshare --uts --mount bash -c \
+    "hostname $1; mount --bind $folder/etc/hosts /etc/hosts; exec slurmd -N $1 -c"
+START
+    chmod +x "$folder/bin/start_$1"
+    "$folder/bin/start_$1"
+}
+
+network
+gpus
+configuration
+munge
+slurmctld -c
+for i in $(seq "$n_nodes"); do node $prefix$i; done
+for _ in $(seq 400); do
+    [ "$(sinfo -h -p normal -o '%T %D' 2>/dev/null)" = "idle $n_nodes" ] && break
+    sleep 0.05
+done
+sinfo -N
+touch "$folder/ready"
+exec sleep infinity
