@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from paltrain.errors import IncompleteError
 
@@ -31,33 +30,30 @@ def parse_slice(text: str | None) -> Slice:
 
 @dataclass(frozen=True)
 class Lack:
-    """What a slice has not made yet: `n_lacking` of its `n` shards, or questions of some run."""
+    """A slice that is incomplete: it has not made `n_lacking` of its `n` shards, or answers."""
 
     number: int
     n_lacking: int
     n: int
-    what: str
 
 
-def incomplete(lacks: Sequence[Lack], *, n_slices: int, command: str) -> IncompleteError:
+def incomplete(
+    lacks: Sequence[Lack], *, n_slices: int, what: str, command: str, note: str = ""
+) -> IncompleteError:
     """The error of a merge that finds slices incomplete, naming each and how to make it.
 
-    command: makes a slice, with I for its number.
+    lacks: ascending. what: they lack. command: makes a slice, with I for its number. note: a last
+    line.
     """
-    by_slice = {
-        number: [f"{lack.n_lacking} of {lack.n} {lack.what}" for lack in of_slice]
-        for number, of_slice in groupby(
-            sorted(lacks, key=lambda lack: lack.number), lambda lack: lack.number
-        )
-    }
-    lines = [f"  slice {number} lacks {', '.join(what)}" for number, what in by_slice.items()]
+    lines = [f"  slice {lack.number} lacks {lack.n_lacking} of {lack.n} {what}" for lack in lacks]
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"  and {len(lines) - MOST_LINES} more"]
+    numbers = number_ranges(lack.number for lack in lacks)
     return IncompleteError(
-        f"a merge needs every slice whole; incomplete: {len(by_slice)} of {n_slices}\n"
+        f"a merge needs every slice whole; incomplete: {len(lacks)} of {n_slices}\n"
         + "\n".join(lines)
-        + f"\nNothing was changed. Make what is missing, I being {number_ranges(by_slice)}, and "
-        f"merge again:\n  {command}"
+        + f"\nNothing was changed. Make what is missing, I being {numbers}, and merge again:\n"
+        f"  {command}" + (f"\n{note}" if note else "")
     )
 
 

@@ -19,22 +19,24 @@ def test_slices_are_named_as_sbatch_takes_them(numbers, text):
     assert number_ranges(numbers) == text
 
 
-def test_a_slice_that_lacks_several_things_has_one_line():
-    lacks = [Lack(3, 2, 5, "questions of b"), Lack(1, 1, 4, "shards"), Lack(3, 5, 5, "of b, deaf")]
-    error = incomplete(lacks, n_slices=4, command="make slice=I/4")
+def test_an_incomplete_merge_says_what_is_missing_and_how_to_make_it():
+    lacks = [Lack(1, 1, 4), Lack(3, 5, 5)]
+    error = incomplete(lacks, n_slices=4, what="shards", command="make slice=I/4", note="Well.")
     assert isinstance(error, IncompleteError)
     assert str(error).splitlines() == [
         "a merge needs every slice whole; incomplete: 2 of 4",
         "  slice 1 lacks 1 of 4 shards",
-        "  slice 3 lacks 2 of 5 questions of b, 5 of 5 of b, deaf",
+        "  slice 3 lacks 5 of 5 shards",
         "Nothing was changed. Make what is missing, I being 1,3, and merge again:",
         "  make slice=I/4",
+        "Well.",
     ]
 
 
 def test_of_many_incomplete_slices_all_numbers_are_still_named():
-    lacks = [Lack(number, 1, 1, "shards") for number in range(500)]
-    lines = str(incomplete(lacks, n_slices=501, command="make")).splitlines()
+    lacks = [Lack(number, 1, 1) for number in range(500)]
+    error = incomplete(lacks, n_slices=501, what="shards", command="make")
+    lines = str(error).splitlines()
     assert len(lines) < 30
     assert "  and 480 more" in lines
     assert "I being 0-499" in lines[-2]

@@ -17,8 +17,8 @@ from paltrain.cli import main_guard
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    from paltrain.eval.build import RunToEvaluate, load_model
     from paltrain.eval.chat import ask
+    from paltrain.eval.runs import RunToEvaluate, load_model
 
     print(
         ask(

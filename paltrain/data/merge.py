@@ -54,7 +54,7 @@ def merge_features(
     recorded = read_assignment(folder)
     shards = recorded + new_shards(recorded, list(clips), clips_per_shard=clips_per_shard)
     if lacks := _lacks(folder, shards, clips, n_slices):
-        raise incomplete(lacks, n_slices=n_slices, command=command)
+        raise incomplete(lacks, n_slices=n_slices, what="shards", command=command)
     rejected = join_rejected(folder, shards)
     store = FeatureStore.open(folder)
     absent = [clip for clip, row in zip(clips, store.rows_of(list(clips)), strict=True) if row < 0]
@@ -86,7 +86,7 @@ def _lacks(
     n_missing = np.bincount(missing, minlength=n_slices)
     n_ours = np.bincount(np.array(ours, int) % n_slices, minlength=n_slices)
     return [
-        Lack(number, int(n_missing[number]), int(n_ours[number]), "shards")
+        Lack(number, int(n_missing[number]), int(n_ours[number]))
         for number in np.flatnonzero(n_missing).tolist()
     ]
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,51 +34,20 @@ log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Answerer:
-    """A model with all it needs to answer a corpus's questions. streams: in its order."""
+class Asker:
+    """Puts a corpus's questions into a model's words. Needs no weights."""
 
-    model: PalModel
     processor: PalProcessor
     corpus: Corpus
-    streams: Sequence[StreamFeatures]
-    max_new_tokens: int
-    among_options: bool = True  # see `paltrain.eval.options`
 
-    def answer(self, questions: Sequence[int], heard: IntArray) -> list[Answer]:
-        """Answers of the questions (corpus numbers, in order).
+    def ask(self, clip_number: int, number: int, heard: IntArray) -> AskedOf | None:
+        """A question as the model is asked it; None, with a warning, if it cannot be rendered.
 
-        heard: (C,) the clip to hear in place of each. A question whose prompt cannot be rendered is
-        left out with a warning.
+        heard: (C,) the clip to hear in place of each.
         """
-        visits = [
-            [one for q in of_clip if (one := self._ask(clip, q, heard))]
-            for clip, of_clip in by_clip(self.corpus, questions)
-        ]
-        asked_of = [each for visit in visits for each in visit]
-        if not asked_of:
-            return []
-        batch = pack(
-            [[each.asked for each in visit] for visit in visits if visit],
-            self.streams,
-            pool=BufferPool(),
-        )
-        eos = self.processor.tokenizer.eos_token_id
-        choices = [each.choices if self.among_options else None for each in asked_of]
-        tokens = self.model.generate_answers(
-            batch.to(self.model.device),
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=eos,
-            prefix_allowed_tokens_fn=AmongOptions(
-                choices, vocab_size=self.model.config.llm_config.vocab_size, eos=eos
-            ),
-        )
-        given = [self.processor.decode(answer) for answer in tokens]
-        return [each.answered(text) for each, text in zip(asked_of, given, strict=True)]
-
-    def _ask(self, clip_number: int, number: int, heard: IntArray) -> _AskedOf | None:
         clip = self.corpus.clip(clip_number)
         question = clip.questions[number - int(self.corpus.first_question[clip_number])]
-        clips = [int(heard[c]) for c in self.corpus.clips_of(number)] if self.streams else []
+        clips = [int(heard[c]) for c in self.corpus.clips_of(number)]
         turns = [(t[0], t[1]) for t in question.turns or [(question.instruction, question.answer)]]
         try:
             rendered = self._render(turns, None, n_clips=len(clips))
@@ -92,7 +61,16 @@ class Answerer:
             return None
         heard_id = self.corpus.clip(clips[0]).id if clips else None
         asked = Asked(question.id, rendered, tuple(clips))
-        return _AskedOf(asked, clip, question, heard_id, choices if len(choices) > 1 else None)
+        return AskedOf(asked, clip, question, heard_id, choices if len(choices) > 1 else None)
+
+    def askable(self, questions: Sequence[int], heard: IntArray) -> list[int]:
+        """Those of the questions (corpus numbers, in order) that can be rendered."""
+        return [
+            number
+            for clip, of_clip in by_clip(self.corpus, questions)
+            for number in of_clip
+            if self.ask(clip, number, heard)
+        ]
 
     def _render(
         self, turns: Sequence[tuple[str, str]], answer: str | None, *, n_clips: int
@@ -102,7 +80,50 @@ class Answerer:
 
 
 @dataclass(frozen=True)
-class _AskedOf:
+class Answerer:
+    """A model with all it needs to answer questions. streams: in its order."""
+
+    model: PalModel
+    asker: Asker
+    streams: Sequence[StreamFeatures]
+    max_new_tokens: int
+    among_options: bool = True  # see `paltrain.eval.options`
+
+    def answer(self, questions: Sequence[int], heard: IntArray) -> list[Answer]:
+        """Answers of the questions (corpus numbers, in order).
+
+        heard: (C,) the clip to hear in place of each. A question whose prompt cannot be rendered is
+        left out with a warning.
+        """
+        visits = [
+            [one for q in of_clip if (one := self.asker.ask(clip, q, heard))]
+            for clip, of_clip in by_clip(self.asker.corpus, questions)
+        ]
+        asked_of = [each for visit in visits for each in visit]
+        if not asked_of:
+            return []
+        batch = pack(
+            [[each.asked for each in visit] for visit in visits if visit],
+            self.streams,
+            pool=BufferPool(),
+        )
+        processor = self.asker.processor
+        eos = processor.tokenizer.eos_token_id
+        choices = [each.choices if self.among_options else None for each in asked_of]
+        tokens = self.model.generate_answers(
+            batch.to(self.model.device),
+            max_new_tokens=self.max_new_tokens,
+            eos_token_id=eos,
+            prefix_allowed_tokens_fn=AmongOptions(
+                choices, vocab_size=self.model.config.llm_config.vocab_size, eos=eos
+            ),
+        )
+        given = [processor.decode(answer) for answer in tokens]
+        return [each.answered(text) for each, text in zip(asked_of, given, strict=True)]
+
+
+@dataclass(frozen=True)
+class AskedOf:
     """A question as asked, and the record that its answer will be. choices: its options' tokens."""
 
     asked: Asked
@@ -130,44 +151,32 @@ class _AskedOf:
 def answer_all(
     answerer: Answerer,
     file: AnswerFile,
-    questions: IntArray,
+    waiting: Sequence[int],
     heard: IntArray,
     *,
     batch_questions: int,
+    n_questions: int,
     label: str,
+    progress: Callable[[int], None] | None = None,
 ) -> float:
-    """Answer what `file` lacks, with a progress bar; returns the seconds it took."""
+    """Answer `waiting`, what `file` lacks of `n_questions`; returns the seconds it took.
+
+    progress: told how many of n_questions are done; a progress bar shows it, too.
+    """
     start = time.perf_counter()
     answerer.model.eval()
-    waiting = _unanswered(answerer.corpus, questions, file)
+    done = n_questions - len(waiting)
     with _progress() as bar:
-        task = bar.add_task(label, total=len(questions), completed=len(questions) - len(waiting))
+        task = bar.add_task(label, total=n_questions, completed=done)
         for first in range(0, len(waiting), batch_questions):
             chunk = waiting[first : first + batch_questions]
             with torch.inference_mode():
                 file.append(answerer.answer(chunk, heard))
-            bar.advance(task, len(chunk))
+            done += len(chunk)
+            bar.update(task, completed=done)
+            if progress:
+                progress(done)
     return time.perf_counter() - start
-
-
-def _unanswered(corpus: Corpus, questions: IntArray, file: AnswerFile) -> list[int]:
-    if not file.answered:
-        return [int(q) for q in questions]
-    return [
-        number
-        for clip_number, numbers in by_clip(corpus, [int(q) for q in questions])
-        for number, key in _keys(corpus, clip_number, numbers)
-        if key not in file.answered
-    ]
-
-
-def _keys(
-    corpus: Corpus, clip_number: int, numbers: Sequence[int]
-) -> Iterator[tuple[int, tuple[str, str]]]:
-    clip = corpus.clip(clip_number)
-    first = int(corpus.first_question[clip_number])
-    for number in numbers:
-        yield number, (clip.id, clip.questions[number - first].id)
 
 
 def _progress() -> Progress:

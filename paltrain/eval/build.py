@@ -3,216 +3,49 @@
 run folder ──> exported model, processor ──┐
 manifests  ──> corpus ──> questions ───────┼──> answers.jsonl, scores.json in RUN/eval/<split>
 stores of the model's streams ─────────────┘
+
+1. every run is found and its questions are chosen, hearing and deaf: an `Evaluation` each
+2. answers that are there already are taken over, those of slices too
+3. the model is loaded if any is missing, and gives it
+4. the answers are put in the order of the questions and scored; a slice's are only put in order
+
+Merging slices is 1, 2 and 4, if nothing is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import torch
 import xxhash
-from omegaconf import OmegaConf
 
 from paltrain.config.schema import EvalConfig
 from paltrain.data.index import Corpus
-from paltrain.data.selection import StreamFeatures, join_store, most_frames
-from paltrain.data.shards import FeatureStore
-from paltrain.errors import ConfigError, ModelError
-from paltrain.eval.answer import Answerer, answer_all
+from paltrain.errors import ConfigError
+from paltrain.eval.answer import Answerer, Asker, answer_all
 from paltrain.eval.baseline import RecordedSpectra, StoredSpectra, average_spectrum_baseline
-from paltrain.eval.questions import choose_questions, heard_clips
+from paltrain.eval.evaluation import Evaluation, lacks_of, other_numbers, part_of
+from paltrain.eval.questions import choose_questions, heard_clips, keys_of
 from paltrain.eval.records import (
     BASELINE_FILE,
     SHUFFLED_SUFFIX,
     AnswerFile,
     EvalScores,
+    answers_elsewhere,
+    slice_folder,
     write_json,
 )
+from paltrain.eval.runs import RunToEvaluate, load_model, model_hash, open_streams
 from paltrain.log import get_logger
-from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
+from paltrain.slices import EVERYTHING, Slice, incomplete, parse_slice
 
 log = get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class RunToEvaluate:
-    """A run's exported model, and what its training configuration says about its data, if any."""
-
-    name: str
-    folder: Path  # the run's, or the exported model's own
-    model_folder: Path
-    training: Mapping[str, Any]
-
-    @classmethod
-    def find(cls, run: str) -> RunToEvaluate:
-        """From a run folder or an exported model's folder.
-
-        Raises:
-            ModelError: neither is there.
-        """
-        folder = Path(run)
-        model = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        if not (model / "config.json").is_file():
-            raise ModelError(
-                f"no exported model in {folder}: name a run that has finished, or a folder that "
-                "tools/export.py wrote"
-            )
-        saved = folder / "config.yaml"
-        training: Any = OmegaConf.to_container(OmegaConf.load(saved)) if saved.is_file() else {}
-        return cls(folder.resolve().name, folder, model, training)
-
-    def store_folder(self, stream: str, given: Mapping[str, str]) -> str:
-        """Where a stream's features lie: as given, else where training read them."""
-        known = self.training.get("model", {}).get("streams", {}).get(stream, {}).get("features")
-        folder = given.get(stream) or known
-        if not folder:
-            raise ConfigError(
-                f"{self.folder} does not say where the features of stream '{stream}' lie: name "
-                f"their store in features.{stream}"
-            )
-        return str(folder)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run's model in memory and the features that its streams listen to."""
-
-    run: RunToEvaluate
-    model: PalModel
-    streams: Sequence[StreamFeatures]
-
-    @classmethod
-    def load(
-        cls, run: RunToEvaluate, corpus: Corpus, given: Mapping[str, str], *, device: str | None
-    ) -> LoadedRun:
-        model = load_model(run.model_folder, device=device)
-        return cls(run, model, open_streams(run, model, corpus, given))
-
-
-def evaluate_run(
-    config: EvalConfig, loaded: LoadedRun, *, corpus: Corpus, shuffled: bool
-) -> EvalScores:
-    """One run's answers and scores, continued where an earlier evaluation stopped."""
-    found, model, streams = loaded.run, loaded.model, loaded.streams
-    chosen = choose_questions(
-        corpus,
-        split=config.split,
-        tasks=config.tasks,
-        streams=streams,
-        max_questions=config.max_questions,
-        seed=config.seed,
-    )
-    missing = {why: n for why, n in chosen.left_out.items() if "no features" in why}
-    if missing:
-        log.warning("%s: questions left out: %s", found.name, missing)
-    heard = heard_clips(corpus, chosen.questions, shuffle_seed=config.seed if shuffled else None)
-    answerer = Answerer(
-        model,
-        PalProcessor.from_pretrained(found.model_folder),
-        corpus,
-        streams,
-        config.max_new_tokens,
-        config.among_options,
-    )
-    file = AnswerFile(
-        output_folder(config, found, shuffled=shuffled),
-        identity={
-            "model": model_hash(found.model_folder),
-            "manifests": corpus.fingerprint,
-            "questions": xxhash.xxh3_64_hexdigest(chosen.questions.tobytes()),
-            "heard": xxhash.xxh3_64_hexdigest(heard.tobytes()),
-            "features": {stream.name: stream.store.fingerprint for stream in streams},
-            "max_new_tokens": config.max_new_tokens,
-            "among_options": config.among_options,
-        },
-    )
-    label = f"{found.name}, deaf control" if shuffled else found.name
-    seconds = answer_all(
-        answerer,
-        file,
-        chosen.questions,
-        heard,
-        batch_questions=config.batch_questions,
-        label=label,
-    )
-    return file.score(
-        model=found.name,
-        split=config.split,
-        shuffled=shuffled,
-        seconds=seconds,
-        manifests=list(config.manifests),
-    )
-
-
-def output_folder(config: EvalConfig, run: RunToEvaluate, *, shuffled: bool) -> Path:
-    """RUN/eval/<split>, or OUT/<run>/eval/<split>; the control's beside it."""
-    root = Path(config.out) / run.name if config.out else run.folder
-    return root / "eval" / (config.split + (SHUFFLED_SUFFIX if shuffled else ""))
-
-
-def load_model(folder: Path, *, device: str | None = None) -> PalModel:
-    """An exported model, on the GPU if there is one.
-
-    Raises:
-        ModelError: it cannot be loaded, or is a bare LLM.
-    """
-    try:
-        config = PalModel.config_class.from_pretrained(folder)
-        if config.model_type != "pal" or not config.streams:
-            raise ModelError(f"{folder} is a bare LLM: it has no audio streams to listen with")
-        model: PalModel = PalModel.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}; export it "
-            "again (tools/export.py), or let its run finish"
-        ) from error
-    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model
-
-
-def open_streams(
-    run: RunToEvaluate, model: PalModel, corpus: Corpus, given: Mapping[str, str]
-) -> list[StreamFeatures]:
-    """Every stream's store, checked against the stamp that the model was trained with."""
-    for name in given:
-        if name not in model.config.streams:
-            raise ConfigError(
-                f"features.{name}: {run.folder} has no such stream; it has "
-                f"{', '.join(model.config.streams)}"
-            )
-    data = run.training.get("data", {})
-    streams = []
-    for name, spec in model.config.streams.items():
-        store = FeatureStore.open(Path(run.store_folder(name, given)))
-        store.check_stamp(spec["encoder"])
-        limit = None
-        if data.get("truncate_audio") and data.get("max_audio_tokens"):
-            longest = int(store.n_frames.max(initial=0))
-            limit = most_frames(
-                name,
-                lambda frames, name=name: model.n_audio_tokens(frames, name),  # type: ignore[misc]
-                int(data["max_audio_tokens"]),
-                longest,
-            )
-        stream, _ = join_store(name, store, corpus, max_frames=limit, truncate=limit is not None)
-        streams.append(stream)
-    return streams
-
-
-def model_hash(folder: Path) -> str:
-    """Names an exported model by what its files hold."""
-    digest = xxhash.xxh3_128()
-    for file in sorted(folder.glob("*")):
-        if file.suffix in {".json", ".safetensors", ".jinja"}:
-            digest.update(file.name.encode())
-            with file.open("rb") as content:
-                while block := content.read(1 << 24):
-                    digest.update(block)
-    return digest.hexdigest()
+Progress = Callable[[int, int], None]  # questions done, of so many, over all runs
 
 
 @dataclass(frozen=True)
@@ -224,38 +57,232 @@ class Evaluated:
     folders: Sequence[Path]
 
 
+@dataclass(frozen=True)
+class SliceAnswered:
+    """A slice's part of one evaluation: its questions, and how many had been answered before."""
+
+    label: str
+    folder: Path
+    n_questions: int
+    n_there_before: int
+
+
 def evaluate_all(
-    config: EvalConfig, *, with_control: bool, with_baseline: bool, device: str | None = None
+    config: EvalConfig,
+    *,
+    with_control: bool,
+    with_baseline: bool,
+    device: str | None = None,
+    progress: Progress | None = None,
 ) -> Evaluated:
     """Every run of the configuration, and with `with_control` each of them deaf as well."""
+    corpus, evaluations = plan_evaluations(config, with_control=with_control)
+    scores = [
+        _score(config, done.evaluation, done.file, seconds=done.seconds)
+        for done in _answered(config, corpus, evaluations, EVERYTHING, device, progress)
+    ]
+    baseline = _baseline(config, corpus, evaluations) if with_baseline else None
+    return Evaluated(scores, baseline, [each.folder for each in evaluations])
+
+
+def evaluate_slice(
+    config: EvalConfig,
+    *,
+    with_control: bool,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[SliceAnswered]:
+    """The questions of `config.slice`, of every run, in the slice's own folders."""
+    corpus, evaluations = plan_evaluations(config, with_control=with_control)
+    slice_of = parse_slice(config.slice)
+    return [
+        SliceAnswered(done.evaluation.label, done.file.folder, done.n_questions, done.n_before)
+        for done in _answered(config, corpus, evaluations, slice_of, device, progress)
+    ]
+
+
+def merge_slices(
+    config: EvalConfig, *, n_slices: int, command: str, with_control: bool, with_baseline: bool
+) -> Evaluated:
+    """What `evaluate_all` gives, from the answers of slices; loads no model.
+
+    command: makes a slice, with I for its number.
+
+    Raises:
+        IncompleteError: answers are missing; names the slices, of n_slices, that would give them.
+    """
+    corpus, evaluations = plan_evaluations(config, with_control=with_control)
+    there = [answers_elsewhere(each.folder, each.identity) for each in evaluations]
+    keys = [keys_of(corpus, each.questions.tolist()) for each in evaluations]
+    if lacks := lacks_of(corpus, evaluations, there, keys, n_slices):
+        note = other_numbers(evaluations, n_slices)
+        raise incomplete(lacks, n_slices=n_slices, what="questions", command=command, note=note)
+    scores = []
+    for each, known, wanted in zip(evaluations, there, keys, strict=True):
+        start = time.perf_counter()
+        file = AnswerFile(each.folder, identity=each.identity)
+        file.adopt(known, wanted)
+        file.put_in_order(wanted)
+        scores.append(_score(config, each, file, seconds=time.perf_counter() - start))
+    baseline = _baseline(config, corpus, evaluations) if with_baseline else None
+    return Evaluated(scores, baseline, [each.folder for each in evaluations])
+
+
+def plan_evaluations(config: EvalConfig, *, with_control: bool) -> tuple[Corpus, list[Evaluation]]:
+    """The corpus, and what each run is asked, hearing and (with_control) deaf. Loads no model."""
     if not config.runs:
         raise ConfigError("runs is empty: name at least one run folder or exported model")
     runs = [RunToEvaluate.find(run) for run in config.runs]
     corpus = Corpus.open([Path(manifest) for manifest in config.manifests])
-    evaluations, folders, baseline = [], [], None
-    for run in runs:
-        loaded = LoadedRun.load(run, corpus, config.features, device=device)
-        for shuffled in (False, True) if with_control else (False,):
-            evaluations.append(evaluate_run(config, loaded, corpus=corpus, shuffled=shuffled))
-            folders.append(output_folder(config, run, shuffled=shuffled))
-        if with_baseline and baseline is None:
-            baseline = _baseline(config, corpus, loaded.streams)
-    if baseline is not None:
-        for run in runs:
-            write_json(output_folder(config, run, shuffled=False) / BASELINE_FILE, baseline)
-    return Evaluated(evaluations, baseline and baseline["accuracy"], folders)
+    return corpus, [
+        evaluation
+        for run in runs
+        for evaluation in _evaluations_of(config, corpus, run, with_control=with_control)
+    ]
+
+
+def output_folder(config: EvalConfig, run: RunToEvaluate, *, shuffled: bool) -> Path:
+    """RUN/eval/<split>, or OUT/<run>/eval/<split>; the control's beside it."""
+    root = Path(config.out) / run.name if config.out else run.folder
+    return root / "eval" / (config.split + (SHUFFLED_SUFFIX if shuffled else ""))
+
+
+def _evaluations_of(
+    config: EvalConfig, corpus: Corpus, run: RunToEvaluate, *, with_control: bool
+) -> Iterator[Evaluation]:
+    streams = open_streams(run, corpus, config.features)
+    chosen = choose_questions(
+        corpus,
+        split=config.split,
+        tasks=config.tasks,
+        streams=streams,
+        max_questions=config.max_questions,
+        seed=config.seed,
+    )
+    missing = {why: n for why, n in chosen.left_out.items() if "no features" in why}
+    if missing:
+        log.warning("%s: questions left out: %s", run.name, missing)
+    hash_of_model = model_hash(run.model_folder)
+    for shuffled in (False, True) if with_control else (False,):
+        seed = config.seed if shuffled else None
+        heard = heard_clips(corpus, chosen.questions, shuffle_seed=seed)
+        identity = {
+            "model": hash_of_model,
+            "manifests": corpus.fingerprint,
+            "questions": xxhash.xxh3_64_hexdigest(chosen.questions.tobytes()),
+            "heard": xxhash.xxh3_64_hexdigest(heard.tobytes()),
+            "features": {stream.name: stream.store.fingerprint for stream in streams},
+            "max_new_tokens": config.max_new_tokens,
+            "among_options": config.among_options,
+        }
+        folder = output_folder(config, run, shuffled=shuffled)
+        yield Evaluation(run, shuffled, folder, chosen.questions, heard, streams, identity)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An evaluation, or a slice of it, with all its answers in order."""
+
+    evaluation: Evaluation
+    file: AnswerFile
+    n_questions: int
+    n_before: int
+    seconds: float
+
+
+class _Answerers:
+    """A run's answerer, loaded when it is first needed."""
+
+    def __init__(
+        self, config: EvalConfig, corpus: Corpus, evaluation: Evaluation, device: str | None
+    ) -> None:
+        self.run = evaluation.run
+        self._config, self._corpus, self._device = config, corpus, device
+        self._streams = evaluation.streams
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        folder = self.run.model_folder
+        return Answerer(
+            load_model(folder, device=self._device),
+            Asker(PalProcessor.from_pretrained(folder), self._corpus),
+            self._streams,
+            self._config.max_new_tokens,
+            self._config.among_options,
+        )
+
+
+def _answered(
+    config: EvalConfig,
+    corpus: Corpus,
+    evaluations: Sequence[Evaluation],
+    slice_of: Slice,
+    device: str | None,
+    progress: Progress | None,
+) -> Iterator[_Done]:
+    """Each evaluation, or a slice of it, once all its questions have been asked."""
+    parts = [part_of(corpus, each, slice_of) for each in evaluations]
+    n_all, n_earlier, loaded = sum(map(len, parts)), 0, None
+    for each, questions in zip(evaluations, parts, strict=True):
+        if loaded is None or loaded.run is not each.run:
+            loaded = _Answerers(config, corpus, each, device)
+        keys = keys_of(corpus, questions)
+        file = AnswerFile(slice_folder(each.folder, slice_of), identity=each.identity)
+        file.adopt(answers_elsewhere(each.folder, each.identity), keys)
+        waiting = [q for q, key in zip(questions, keys, strict=True) if key not in file.answered]
+        seconds, n_before = 0.0, len(questions) - len(waiting)
+
+        def tell(done: int, n_earlier: int = n_earlier) -> None:
+            if progress:
+                progress(n_earlier + done, n_all)
+
+        tell(n_before)
+        if waiting:
+            seconds = answer_all(
+                loaded.answerer,
+                file,
+                waiting,
+                each.heard,
+                batch_questions=config.batch_questions,
+                n_questions=len(questions),
+                label=each.label,
+                progress=tell,
+            )
+        file.put_in_order(keys)
+        n_earlier += len(questions)
+        yield _Done(each, file, len(questions), n_before, seconds)
+
+
+def _score(
+    config: EvalConfig, evaluation: Evaluation, file: AnswerFile, *, seconds: float
+) -> EvalScores:
+    return file.score(
+        model=evaluation.run.name,
+        split=config.split,
+        shuffled=evaluation.shuffled,
+        seconds=seconds,
+        manifests=list(config.manifests),
+    )
 
 
 def _baseline(
-    config: EvalConfig, corpus: Corpus, streams: Sequence[StreamFeatures]
-) -> dict[str, Any] | None:
-    """Accuracy by task of the average-spectrum classifier; None where nothing can be fitted on."""
+    config: EvalConfig, corpus: Corpus, evaluations: Sequence[Evaluation]
+) -> Mapping[str, float] | None:
+    """Accuracy by task of the average-spectrum classifier, saved beside each run's answers.
+
+    None where nothing can be fitted on.
+    """
     if "train" not in corpus.splits:
         log.info("no average-spectrum baseline: the manifests have no split 'train'")
         return None
+    streams = evaluations[0].streams
     mels = [stream for stream in streams if stream.store.stamp["encoder"]["type"] == "logmel"]
     spectrum_of = StoredSpectra(mels[0]) if mels else RecordedSpectra(corpus)
     accuracy = average_spectrum_baseline(
         corpus, spectrum_of, test_split=config.split, tasks=config.tasks
     )
-    return {"accuracy": accuracy, "manifests": corpus.fingerprint, "split": config.split}
+    saved = {"accuracy": accuracy, "manifests": corpus.fingerprint, "split": config.split}
+    for evaluation in evaluations:
+        if not evaluation.shuffled:
+            write_json(evaluation.folder / BASELINE_FILE, saved)
+    return accuracy

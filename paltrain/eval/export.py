@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from paltrain.errors import ModelError
-from paltrain.eval.build import RunToEvaluate, load_model
+from paltrain.eval.runs import RunToEvaluate, load_model
 from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
 

@@ -1,12 +1,19 @@
-"""Which questions an evaluation asks, and which clip each of them hears.
+"""Which questions an evaluation asks, which clip each of them hears, and whose slice it is in.
 
 A question is asked if its clip is of the split, its task is wanted and every clip that it hears has
 features in every store. Of more than `max_questions` a seeded sample is taken, the same for every
 model and for the deaf control. No torch here.
+
+Slices are dealt a clip at a time, always to the one with the fewest questions, so that they get the
+same mixture, and a clip's questions share its audio in one of them:
+
+    clip        a a a  b  c c  d d
+    slice of 2  0 0 0  1  1 1  0 0
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from paltrain.data.index import Corpus
 
 IntArray = NDArray[np.int64]
+
+MOST_TOGETHER = 64  # of a clip's questions: further ones would be another batch's anyway
 
 
 @dataclass(frozen=True)
@@ -77,8 +86,35 @@ def heard_clips(corpus: Corpus, questions: IntArray, *, shuffle_seed: int | None
     return heard
 
 
+def slice_numbers(corpus: Corpus, questions: IntArray, n_slices: int) -> IntArray:
+    """(Q,) the slice, of n_slices, that answers each question."""
+    numbers = np.empty(len(questions), np.int64)
+    heap = [(0, number) for number in range(n_slices)]  # (questions so far, slice)
+    at = 0
+    for _, of_clip in by_clip(corpus, [int(q) for q in questions]):
+        for first in range(0, len(of_clip), MOST_TOGETHER):
+            n = len(of_clip[first : first + MOST_TOGETHER])
+            so_far, number = heap[0]
+            heapq.heapreplace(heap, (so_far + n, number))
+            numbers[at : at + n] = number
+            at += n
+    return numbers
+
+
+def keys_of(corpus: Corpus, questions: Sequence[int]) -> list[tuple[str, str]]:
+    """Ids of each question's clip and of the question: how an answer names it."""
+    keys = []
+    for clip_number, of_clip in by_clip(corpus, questions):
+        clip = corpus.clip(clip_number)
+        first = int(corpus.first_question[clip_number])
+        keys += [(clip.id, clip.questions[number - first].id) for number in of_clip]
+    return keys
+
+
 def by_clip(corpus: Corpus, questions: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
     """(clip, its questions), neighbours joined; what shares a clip shares its audio."""
+    if not len(questions):
+        return
     first = np.asarray(corpus.first_question)
     clips = np.searchsorted(first, questions, side="right") - 1
     starts = np.flatnonzero(np.diff(clips, prepend=-1))

@@ -5,10 +5,15 @@
     RUN/eval/test/scores.json       scores by task, written when all questions are answered
     RUN/eval/test/baseline.json     accuracy by task of the average-spectrum classifier
     RUN/eval/test-shuffled/...      the same with the recordings shuffled among the questions
+    RUN/eval/test/slice-003-of-064/ answers.jsonl and answers.of.json of one slice's questions
 
 Guarantees: a run that is killed loses at most the line that it was writing; the next run drops that
 torn line and goes on. Answers of another model, other questions or other decoding are never mixed
-in: they are moved aside to `answers.other.jsonl`.
+in: they are moved aside to `answers.other.jsonl`. A finished `answers.jsonl` has the order of the
+questions, whoever answered them.
+
+What an evaluation's answers depend on (`answers.of.json`) is the same for all its slices, so an
+answer counts wherever it lies: in the whole evaluation's folder, or a slice's of whatever number.
 """
 
 from __future__ import annotations
@@ -20,8 +25,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paltrain.data.files import write_atomically
 from paltrain.eval.tasks import Chance, Scoring, TaskScore, is_correct, score_by_task
 from paltrain.log import get_logger
+from paltrain.slices import EVERYTHING, Slice
 
 ANSWERS_FILE = "answers.jsonl"
 IDENTITY_FILE = "answers.of.json"
@@ -29,6 +36,8 @@ SCORES_FILE = "scores.json"
 OTHER_FILE = "answers.other.jsonl"
 BASELINE_FILE = "baseline.json"
 SHUFFLED_SUFFIX = "-shuffled"
+
+Key = tuple[str, str]  # ids of a question's clip and of the question
 
 log = get_logger(__name__)
 
@@ -98,12 +107,30 @@ class AnswerFile:
         folder.mkdir(parents=True, exist_ok=True)
         self._set_aside_others(dict(identity))
         _drop_torn_line(self.path)
-        self.answered = {(a.clip_id, a.question_id) for a in read_answers(folder)}
+        self.answered = set(_lines_by_key(folder))
 
     def append(self, answers: Iterable[Answer]) -> None:
         lines = [answer.to_json() + "\n" for answer in answers]
         with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(lines))
+
+    def adopt(self, elsewhere: Mapping[Key, Sequence[str]], keys: Iterable[Key]) -> None:
+        """Take over the answers to `keys` that `answers_elsewhere` has and this file lacks."""
+        wanted = dict.fromkeys(key for key in keys if key not in self.answered)
+        found = [key for key in wanted if key in elsewhere]
+        if not found:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(line for key in found for line in elsewhere[key]))
+        self.answered.update(found)
+
+    def put_in_order(self, keys: Iterable[Key]) -> None:
+        """Give the answers the order of `keys`; one that two processes gave stays once."""
+        lines = _lines_by_key(self.folder)
+        ordered = [lines[key].pop(0) for key in keys if lines.get(key)]
+        text = "".join(ordered)
+        if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
+            write_atomically(self.path, text)
 
     def score(
         self,
@@ -130,12 +157,59 @@ class AnswerFile:
 
     def _set_aside_others(self, identity: dict[str, Any]) -> None:
         known = self.folder / IDENTITY_FILE
-        if known.exists() and json.loads(known.read_text(encoding="utf-8")) != identity:
+        if known.exists() and not _has_identity(self.folder, identity):
             (self.folder / SCORES_FILE).unlink(missing_ok=True)
             if self.path.exists():
                 os.replace(self.path, self.folder / OTHER_FILE)
                 log.info("%s: answers of another model or other questions moved aside", self.path)
         write_json(known, identity)
+
+
+def slice_folder(folder: Path, slice_of: Slice) -> Path:
+    """Where a slice of the evaluation in `folder` leaves its answers."""
+    if slice_of == EVERYTHING:
+        return folder
+    return folder / f"slice-{slice_of[0]:03d}-of-{slice_of[1]:03d}"
+
+
+def answers_elsewhere(folder: Path, identity: Mapping[str, Any]) -> dict[Key, list[str]]:
+    """Whole lines of all answers of this identity: the evaluation's in `folder`, and its slices'.
+
+    Changes nothing, so other slices may be answering.
+    """
+    lines: dict[Key, list[str]] = {}
+    for place in _slices_of(folder, identity):
+        lines |= _lines_by_key(place)
+    if _has_identity(folder, identity):
+        lines |= _lines_by_key(folder)
+    return lines
+
+
+def numbers_of_slices(folder: Path, identity: Mapping[str, Any]) -> list[int]:
+    """Of how many slices there are answers of this identity."""
+    return sorted({int(place.name.split("-")[3]) for place in _slices_of(folder, identity)})
+
+
+def _slices_of(folder: Path, identity: Mapping[str, Any]) -> list[Path]:
+    named = sorted(folder.glob("slice-*-of-*"))
+    return [place for place in named if _has_identity(place, identity)]
+
+
+def _has_identity(folder: Path, identity: Mapping[str, Any]) -> bool:
+    known = folder / IDENTITY_FILE
+    return known.exists() and json.loads(known.read_text(encoding="utf-8")) == identity
+
+
+def _lines_by_key(folder: Path) -> dict[Key, list[str]]:
+    """The whole lines of a folder's answers: one to a question, or more if more were given."""
+    path, lines = folder / ANSWERS_FILE, dict[Key, list[str]]()
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    fields = json.loads(line)
+                    lines.setdefault((fields["clip_id"], fields["question_id"]), []).append(line)
+    return lines
 
 
 def read_answers(folder: Path) -> Iterator[Answer]:

@@ -12,28 +12,10 @@ import torch
 from paltrain import PalModel, PalProcessor
 from paltrain.config.schema import EvalConfig
 from paltrain.data.index import Corpus
-from paltrain.data.precompute import precompute
-from paltrain.data.soundscapes.dataset import write_soundscapes
-from paltrain.encoders import build_encoder
 from paltrain.errors import ModelError, StoreError
 from paltrain.eval.build import evaluate_all
-from tests.exported import export_tiny_model
+from tests.eval.conftest import N_SCENES
 from tools import chat, export
-
-N_SCENES = 40
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """soundscapes, features/ (log-mel of 8 bands) and model/ (random, listening to them)."""
-    folder = tmp_path_factory.mktemp("world")
-    written = write_soundscapes(folder / "scenes", n_scenes=N_SCENES, seed=0, workers=1)
-    corpus = Corpus.open([written.manifest])
-    encoder = build_encoder("logmel", options={"n_mels": 8})
-    precompute(corpus, encoder, folder / "features", clips_per_shard=16, batch_clips=8, workers=0)
-    texts = [q.instruction + q.answer for n in range(N_SCENES) for q in corpus.clip(n).questions]
-    export_tiny_model(folder / "run" / "model", encoder, texts)
-    return folder
 
 
 def config(world: Path, out: Path, **changes: object) -> EvalConfig:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paltrain.eval.records import OTHER_FILE, Answer, AnswerFile, EvalScores, read_answers
+from paltrain.eval.records import (
+    OTHER_FILE,
+    Answer,
+    AnswerFile,
+    EvalScores,
+    answers_elsewhere,
+    numbers_of_slices,
+    read_answers,
+    slice_folder,
+)
 
 IDENTITY = {"model": "m1", "seed": 0}
 
@@ -52,3 +61,31 @@ def test_scores_survive_the_round_trip(tmp_path: Path) -> None:
     assert EvalScores.load(tmp_path) == scores
     assert scores.by_task["which"].accuracy == 0.5
     assert scores.n_questions == 2
+
+
+def test_answers_of_slices_are_taken_over_once_and_put_in_order(tmp_path: Path) -> None:
+    first = AnswerFile(slice_folder(tmp_path, (0, 2)), identity=IDENTITY)
+    first.append([answer(2), answer(0)])
+    second = AnswerFile(slice_folder(tmp_path, (1, 2)), identity=IDENTITY)
+    second.append([answer(3), answer(1), answer(3, given="siren")])  # two processes at once
+    other = AnswerFile(slice_folder(tmp_path, (0, 3)), identity={"model": "m2", "seed": 0})
+    other.append([answer(4)])
+    with second.path.open("a") as file:
+        file.write('{"question_id": "q5", "clip_i')  # being written now
+    assert numbers_of_slices(tmp_path, IDENTITY) == [2]
+    known = answers_elsewhere(tmp_path, IDENTITY)
+    assert sorted(known) == [(f"c{n}", f"q{n}") for n in range(4)]
+
+    whole = AnswerFile(tmp_path, identity=IDENTITY)
+    whole.append([answer(1, given="its own")])
+    keys = [(f"c{n}", f"q{n}") for n in range(6)]
+    whole.adopt(known, keys)
+    whole.adopt(known, keys)
+    assert whole.answered == set(known)
+    whole.put_in_order(keys)
+    assert list(read_answers(tmp_path)) == [
+        answer(0),
+        answer(1, given="its own"),
+        answer(2),
+        answer(3),
+    ]
