@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ KEPT_ENVIRONMENTS = 4
 class Child:
     """Collects questions, and puts them all at once to `paltrain.train.preflight`.
 
-    environment: further variables of the child. started: how many children it took, for tests.
+    environment: the child's further variables (`Job.environment`). started: children it took.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -65,8 +66,7 @@ class Child:
     def _put(self, questions: Mapping[str, Question]) -> Answers:
         self.started += 1
         command = [sys.executable, "-P", "-m", "paltrain.train.preflight"]
-        path = os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-        environment = {**own_environment(), **self._environment, "PYTHONPATH": path}
+        environment = {**own_environment(), **self._environment, "HF_HUB_OFFLINE": "1"}
         try:
             done = subprocess.run(
                 command,
@@ -105,14 +105,13 @@ def cache_file() -> Path:
     return Path(folder) / "paltrain" / "preflight.json"
 
 
-def _distributions() -> Iterator[str]:
+def _distributions() -> list[str]:
     """Their metadata's folder names, which say name and version (reading all takes far longer)."""
-    for folder in sys.path:
-        try:
-            names = os.listdir(folder or ".")
-        except OSError:
-            continue
-        yield from sorted(name for name in names if name.endswith((".dist-info", ".egg-info")))
+    names: set[str] = set()
+    for folder in set(sys.path):
+        with suppress(OSError):
+            names.update(os.listdir(folder or "."))
+    return sorted(name for name in names if name.endswith((".dist-info", ".egg-info")))
 
 
 def _code() -> Iterator[str]:

@@ -73,7 +73,15 @@ def tokenizer(question: Mapping[str, Any]) -> Answer:
     from paltrain.model.template import ChatTemplate
     from paltrain.model.tokenization import TemplateFields, load_tokenizer
 
-    loaded = load_tokenizer(question["folder"])
+    try:
+        loaded = load_tokenizer(question["folder"])
+    except PaltrainError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"tokenizer.json cannot be read ({type(error).__name__}: {error}): copy or download it "
+            "again"
+        ) from error
     fields = replace(TemplateFields(**question["template"]), max_text_tokens=None)
     ChatTemplate(loaded, fields).render([("Which sound is heard?", "a bell")], 0)
     return {"n_tokens": len(loaded)}

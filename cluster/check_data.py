@@ -1,0 +1,246 @@
+"""Preflight of what a job reads: manifests, and feature stores joined to them.
+
+A store must be whole: questions on a clip without features are left out of training, and a store
+that grows later keeps a run from going on, since the clips in use fix the order of its data.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.check_chain import Chain, Findings, Stamp
+from cluster.check_weights import encoder_stamp
+from cluster.job import Job
+from paltrain.config.schema import FeaturesConfig
+from paltrain.data.rejected import read_rejected
+from paltrain.data.shards import finished_shards, read_assignment, read_stamp, shard_path
+from paltrain.errors import ManifestError, PaltrainError, unknown_name
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+    from paltrain.data.shards import FeatureStore
+
+BoolArray = NDArray[np.bool_]
+TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one block of JSON
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job asks of manifests."""
+
+    manifests: Sequence[str]
+    split: str
+    tasks: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A store beside the clips that are wanted of it.
+
+    absent: ids of those that have neither features nor a line in rejected.jsonl. unmade: numbers of
+    the shards of its assignment that are not there. torn: of those shorter than their index says.
+    """
+
+    n_wanted: int
+    n_rejected: int
+    absent: Sequence[str]
+    n_shards: int
+    unmade: Sequence[int]
+    torn: Sequence[int]
+
+
+def look_at_data(
+    wanted: Wanted, stores: Mapping[str, Path], job: Job, chain: Chain, findings: Findings
+) -> dict[str, Stamp | None]:
+    """Manifests, and the stores of streams by name. Returns the stores' stamps, where known."""
+    corpus = findings.attempt(lambda: _corpus(wanted, chain))
+    if corpus is not None:
+        findings.good.append(
+            f"{len(wanted.manifests)} manifest(s): split '{wanted.split}' has "
+            f"{int(_asked(corpus, wanted).sum())} questions on {int(_clips(corpus, wanted).sum())} "
+            "clips" + (f" for the tasks {', '.join(wanted.tasks)}" if wanted.tasks else "")
+        )
+    stamps = {
+        name: _look_at_store(name, folder, wanted, corpus, job, chain, findings)
+        for name, folder in stores.items()
+    }
+    if corpus is not None:
+        _look_at_what_is_left(wanted, corpus, stores, chain, findings)
+    return stamps
+
+
+def _corpus(wanted: Wanted, chain: Chain) -> Corpus:
+    corpus = chain.corpus(wanted.manifests)
+    faults = []
+    if wanted.split not in corpus.splits:
+        faults.append(unknown_name("split", wanted.split, list(corpus.splits)))
+    tasks = [task for task in wanted.tasks or [] if task not in corpus.tasks]
+    faults += [unknown_name("task", task, list(corpus.tasks)) for task in tasks]
+    if faults:
+        raise ManifestError(f"{', '.join(map(str, wanted.manifests))}: {'; '.join(faults)}")
+    return corpus
+
+
+def _asked(corpus: Corpus, wanted: Wanted) -> BoolArray:
+    """(Q,) the questions of the split and the tasks."""
+    in_split = np.asarray(corpus.clip_split) == corpus.splits.index(wanted.split)
+    asked: BoolArray = np.repeat(in_split, np.diff(corpus.first_question))
+    if wanted.tasks is not None:
+        numbers = [corpus.tasks.index(task) for task in wanted.tasks]
+        asked &= np.isin(corpus.question_task, numbers)
+    return asked
+
+
+def _clips(corpus: Corpus, wanted: Wanted) -> BoolArray:
+    """(C,) the clips that those questions are about."""
+    total = np.concatenate([[0], np.cumsum(_asked(corpus, wanted))])
+    clips: BoolArray = np.diff(total[np.asarray(corpus.first_question)]) > 0
+    return clips
+
+
+# ---- stores --------------------------------------------------------------------------------------
+
+
+def _look_at_store(
+    name: str, folder: Path, wanted: Wanted, corpus: Corpus | None,
+    job: Job, chain: Chain, findings: Findings,
+) -> Stamp | None:  # fmt: skip
+    maker = chain.features_before(job, folder)
+    if maker is not None:
+        return _look_at_maker(name, folder, wanted, maker, findings)
+    store = findings.attempt(lambda: chain.store(folder), about=f"stream '{name}'")
+    if store is None:
+        return read_stamp(folder) if (folder / "store.json").is_file() else None
+    if corpus is None:
+        findings.unknown.append(f"stream '{name}': what {folder} lacks, for want of the manifests")
+        return store.stamp
+    audit = findings.attempt(lambda: _audit(store, corpus, wanted, chain))
+    if audit is not None:
+        findings.problems += _faults_of(name, store, wanted, audit)
+        set_aside = f" ({audit.n_rejected} set aside)" if audit.n_rejected else ""
+        if not audit.absent:
+            findings.good.append(
+                f"stream '{name}': {folder} has {audit.n_shards} shards with {len(store)} clips, "
+                f"all {audit.n_wanted} of split '{wanted.split}' among them{set_aside}"
+            )
+    return store.stamp
+
+
+def _look_at_maker(
+    name: str, folder: Path, wanted: Wanted, maker: Job, findings: Findings
+) -> Stamp | None:
+    """A store that an earlier job of the chain makes."""
+    config = maker.config
+    assert isinstance(config, FeaturesConfig)
+    made = {Path(manifest).absolute() for manifest in config.manifests}
+    others = [path for path in wanted.manifests if Path(path).absolute() not in made]
+    if others:
+        findings.problems.append(
+            f"stream '{name}': {folder} is made by {maker.folder.name} of this chain, but not for "
+            f"{', '.join(others)}: name them in its manifests, too"
+        )
+    else:
+        findings.good.append(
+            f"stream '{name}': {folder}, made by {maker.folder.name} of this chain"
+        )
+    try:
+        if (folder / "store.json").is_file():
+            return read_stamp(folder)
+        return encoder_stamp(config.encoder, environment=maker.environment)
+    except PaltrainError:  # said of that job
+        return None
+
+
+def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) -> Audit:
+    folder = store.folder
+    clips = _clips(corpus, wanted) & np.asarray(corpus.has_audio)
+    rows = chain.rows(wanted.manifests, folder)
+    lacking = corpus.clip_id_array[clips & (rows < 0)].tolist()
+    rejected = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+    finished = finished_shards(folder)
+    assigned = range(len(read_assignment(folder)))
+    return Audit(
+        n_wanted=int(clips.sum()),
+        n_rejected=sum(clip in rejected for clip in lacking),
+        absent=[clip for clip in lacking if clip not in rejected],
+        n_shards=len(finished),
+        unmade=sorted(set(assigned) - set(finished)),
+        torn=_torn(store, finished),
+    )
+
+
+def _torn(store: FeatureStore, finished: Sequence[int]) -> list[int]:
+    """The shards whose tar cannot hold the frames that their index promises."""
+    frame_bytes = 2 * store.width
+    of_clips = store.n_frames.astype(np.int64) * frame_bytes + TAR_BYTES_PER_CLIP
+    n_bytes = np.zeros(max(finished) + 1, np.int64)
+    np.add.at(n_bytes, store.shard_of, of_clips)
+    sizes = {number: shard_path(store.folder, number).stat().st_size for number in finished}
+    return [number for number in finished if sizes[number] < n_bytes[number]]
+
+
+def _faults_of(name: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> list[str]:
+    folder, faults = store.folder, []
+    command = _command(store, wanted)
+    unmade = (
+        f"{len(audit.unmade)} of its {audit.n_shards + len(audit.unmade)} shards are not made "
+        f"(the first is number {audit.unmade[0]})"
+        if audit.unmade
+        else ""
+    )
+    if audit.absent:
+        faults.append(
+            f"stream '{name}': {len(audit.absent)} of the {audit.n_wanted} clips of split "
+            f"'{wanted.split}' have no features in {folder}, beside {audit.n_rejected} set aside "
+            f"(the first is '{audit.absent[0]}'){'; ' * bool(unmade)}{unmade}: run {command}"
+        )
+    elif unmade:
+        faults.append(
+            f"stream '{name}': {folder} is unfinished: {unmade}; a store that grows keeps a run "
+            "from going on: name the manifests that it is for and run "
+            f"{command}"
+        )
+    if audit.torn:
+        path = shard_path(folder, audit.torn[0])
+        faults.append(
+            f"stream '{name}': {len(audit.torn)} shard(s) of {folder} are shorter than their index "
+            f"says ({path.name}): remove each and its index, and run {command}"
+        )
+    return faults
+
+
+def _command(store: FeatureStore, wanted: Wanted) -> str:
+    """What makes what the store lacks."""
+    encoder = store.stamp.get("encoder") or {}
+    words = [f"manifests=[{','.join(wanted.manifests)}]", f"store={store.folder}"]
+    words += [f"encoder.{key}={encoder[key]}" for key in ("type", "path", "revision")
+              if encoder.get(key)]  # fmt: skip
+    options = encoder.get("options") or {}
+    words += [f"encoder.options.{key}={value}" for key, value in options.items()]
+    return f"`{shlex.join(['python', 'tools/precompute_features.py', *words])}`"
+
+
+def _look_at_what_is_left(
+    wanted: Wanted, corpus: Corpus, stores: Mapping[str, Path], chain: Chain, findings: Findings
+) -> None:
+    """Whether any question is left, as far as stores are there."""
+    left = _asked(corpus, wanted)
+    for folder in stores.values():
+        rows = chain.known_rows(wanted.manifests, folder)
+        if rows is not None:
+            heard = ~np.asarray(corpus.has_audio) | (rows >= 0)
+            left &= np.repeat(heard, np.diff(corpus.first_question))
+    if not left.any():
+        findings.problems.append(
+            f"no question of split '{wanted.split}' is left to use"
+            + (f" for the tasks {', '.join(wanted.tasks)}" if wanted.tasks else "")
+            + (", for none of their clips has features in every store" if stores else "")
+            + ": name the manifests and the stores that belong together"
+        )

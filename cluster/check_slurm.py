@@ -1,0 +1,90 @@
+"""Preflight of what Slurm thinks of the jobs: commands, account, sizes, and `sbatch --test-only`.
+
+`--test-only` lets Slurm validate the text that a launch would submit, and submits nothing. It says
+when the job could start; that needs no job before it, so dependencies are left out.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from cluster import slurm
+from cluster.check_chain import Findings, is_done
+from cluster.job import Job
+from cluster.profiles import Scheduler, account_of, faults_of_size
+from paltrain.errors import ClusterError, ConfigError
+
+LIMIT_S = 60.0  # a controller that answers later is taken for absent
+MISREAD = {"\\": "a backslash", "\n": "a newline"}  # by --output and srun
+
+
+def look_at_slurm(jobs: Sequence[Job], findings: Sequence[Findings]) -> None:
+    """What Slurm would refuse of the jobs, or keep waiting for ever. findings: of each job."""
+    there = [(j, f) for j, f in zip(jobs, findings, strict=True) if _is_asked_of_slurm(j)]
+    if not there:
+        return
+    try:
+        slurm.check_installed()
+    except ConfigError as error:
+        there[0][1].problems.append(str(error))
+        return
+    submitted = []
+    for job, found in there:
+        found.problems += faults_of_size(job.profile, job.placement, job.shape)
+        found.problems += _faults_of_path(job)
+        account = found.attempt(partial(_account, job))
+        if account is not None:
+            submitted.append((job, found, account or None))
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        answers = list(pool.map(lambda each: _test(each[0], each[2]), submitted))
+    for (_, found, _), answer in zip(submitted, answers, strict=True):
+        if isinstance(answer, ClusterError):
+            found.problems.append(str(answer))
+        else:
+            found.good.append(answer)
+
+
+def _is_asked_of_slurm(job: Job) -> bool:
+    return job.profile.scheduler is Scheduler.slurm and not is_done(job)
+
+
+def _account(job: Job) -> str:
+    return account_of(job.profile, job.placement) or ""
+
+
+def _faults_of_path(job: Job) -> list[str]:
+    path = str(job.folder.path)
+    return [
+        f"the job's folder {path!r} has {name} in its path, which Slurm misreads: choose another "
+        f"{'run.root' if job.is_training else 'launch.root'}"
+        for character, name in MISREAD.items()
+        if character in path
+    ]
+
+
+def _test(job: Job, account: str | None) -> str | ClusterError:
+    """What Slurm says of the job, or that it refuses it."""
+    try:
+        parameters = slurm.parameters_of(job, account=account)
+        command = slurm.command_of(job)
+        text = slurm.sbatch_text(parameters, command=command, folder=job.folder.slurm)
+        done = subprocess.run(
+            ["sbatch", "--test-only"],
+            input=text, capture_output=True, text=True, check=False, timeout=LIMIT_S,
+        )  # fmt: skip
+    except ConfigError as error:
+        return ClusterError(str(error))
+    except subprocess.TimeoutExpired:
+        return ClusterError(
+            f"Slurm has not answered `sbatch --test-only` for {LIMIT_S:g} s: look whether `sinfo` "
+            "answers, and try again"
+        )
+    if done.returncode:
+        return ClusterError(slurm.refusal(job.name, (done.stderr + done.stdout).strip()))
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if "to start at" in line]
+    said = lines[0].partition("sbatch: ")[2] or lines[0] if lines else ""
+    charged = f" for account {account}" if account else ""
+    return f"Slurm would take it{charged}" + (f" ({said})" if said else "")

@@ -1,0 +1,234 @@
+"""Preflight of what the tools do as jobs: computing features, evaluating runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from cluster.check_chain import Chain, Findings, Need
+from cluster.check_data import Wanted, look_at_data
+from cluster.check_model import other_encoder, stream_specs
+from cluster.check_weights import (
+    CONFIG,
+    encoder_stamp,
+    faults_of_weights,
+    local_folder,
+    read_json,
+)
+from cluster.job import Job
+from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
+from paltrain.data.shards import (
+    COMPARED,
+    COMPARED_OF_ENCODER,
+    finished_shards,
+    read_assignment,
+    read_stamp,
+    stamp_differences,
+)
+from paltrain.errors import ConfigError, ModelError, StoreError
+from paltrain.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+
+RECORDINGS_LOOKED_FOR = 16
+BYTES_PER_VALUE = 2
+
+
+# ---- features ------------------------------------------------------------------------------------
+
+
+def look_at_features(job: Job, chain: Chain, findings: Findings) -> None:
+    config = job.config
+    assert isinstance(config, FeaturesConfig)
+    corpus = findings.attempt(lambda: chain.corpus(config.manifests))
+    stamp = findings.attempt(lambda: encoder_stamp(config.encoder, environment=job.environment))
+    if stamp is not None:
+        findings.good.append(
+            f"encoder {config.encoder.type}: {stamp['frame_rate_hz']:g} frames of width "
+            f"{stamp['width']} a second"
+        )
+        findings.attempt(lambda: _check_claim(Path(config.store), stamp))
+        if config.encoder.path is not None:
+            _look_at_encoder(job, config, chain, findings)
+    if corpus is not None:
+        todo = _todo(corpus, Path(config.store))
+        _look_at_recordings(corpus, todo, findings)
+        if stamp is not None:
+            seconds = float(np.asarray(corpus.duration_s)[todo].sum())
+            n_bytes = round(seconds * stamp["frame_rate_hz"] * stamp["width"] * BYTES_PER_VALUE)
+            chain.needs.append(Need(job.name, Path(config.store), n_bytes, "features"))
+
+
+def _check_claim(store: Path, stamp: dict[str, Any]) -> None:
+    """Raises StoreError where the store is another encoder's, as far as the stamps say."""
+    if not (store / "store.json").is_file():
+        return
+    there = read_stamp(store)
+    known = {field: stamp.get(field, there.get(field)) for field in COMPARED}
+    encoder = {field: stamp["encoder"].get(field) for field in COMPARED_OF_ENCODER}
+    if differences := stamp_differences(there, {**known, "encoder": encoder}):
+        raise StoreError(
+            f"{store} holds features of another encoder ({'; '.join(differences)}): choose another "
+            "store, or move it away"
+        )
+
+
+def _look_at_encoder(job: Job, config: FeaturesConfig, chain: Chain, findings: Findings) -> None:
+    def look() -> list[str]:
+        assert config.encoder.path is not None
+        folder = local_folder(
+            config.encoder.path,
+            "encoder.path",
+            environment=job.environment,
+            revision=config.encoder.revision,
+        )
+        return list(faults_of_weights(folder))
+
+    findings.problems += findings.attempt(look) or []
+
+    def tell(said: dict[str, Any]) -> None:
+        if "error" in said:
+            findings.problems.append(f"transformers cannot be imported: {said['error']}")
+
+    chain.child.ask({"what": "import", "name": "transformers"}, tell)
+
+
+def _todo(corpus: Corpus, store: Path) -> NDArray[np.int64]:
+    """Numbers of the clips with a recording whose shard is not whole yet."""
+    finished = set(finished_shards(store)) if store.is_dir() else set()
+    shards = read_assignment(store) if store.is_dir() else []
+    done = {clip for number, clips in enumerate(shards) if number in finished for clip in clips}
+    has_audio = np.flatnonzero(np.asarray(corpus.has_audio))
+    ids = corpus.clip_id_array[has_audio].tolist()
+    return has_audio[[clip not in done for clip in ids]] if ids else has_audio
+
+
+def _look_at_recordings(corpus: Corpus, todo: NDArray[np.int64], findings: Findings) -> None:
+    """A few of the recordings: a file that is missing stops nothing, but a folder that is does."""
+    if not len(todo):
+        findings.good.append(f"{corpus.n_clips} clips, all recordings have features already")
+        return
+    places = np.linspace(0, len(todo) - 1, min(len(todo), RECORDINGS_LOOKED_FOR)).astype(int)
+    looked = [corpus.audio_path(int(clip)) for clip in todo[places]]
+    missing = [path for path in looked if not path.is_file()]
+    if len(missing) == len(looked):
+        findings.problems.append(
+            f"none of {len(looked)} recordings looked for is there ({missing[0]}, ...): all would "
+            "be set aside; put the recordings where the manifest says, or make it anew"
+        )
+        return
+    absent = f", {len(missing)} missing" if missing else ""
+    findings.good.append(
+        f"{len(todo)} recordings to encode; looked for {len(looked)} of them{absent}"
+    )
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A run to evaluate. streams: as its model keeps them. stores: by stream. where: in words."""
+
+    where: str
+    streams: Mapping[str, Mapping[str, Any]]
+    stores: Mapping[str, str | None]
+
+
+def look_at_evaluation(job: Job, chain: Chain, findings: Findings) -> None:
+    config = job.config
+    assert isinstance(config, EvalConfig)
+    wanted = Wanted(config.manifests, config.split, config.tasks)
+    runs = [
+        found
+        for run in config.runs
+        if (found := findings.attempt(partial(_find, run, config, job, chain, findings)))
+    ]
+    folders = {Path(store): name for run in runs for name, store in run.stores.items() if store}
+    stores = {_label(name, folder, folders): folder for folder, name in folders.items()}
+    stamps = look_at_data(wanted, stores, job, chain, findings)
+    of_folder = {folder: stamps[label] for label, folder in stores.items()}
+    for run in runs:
+        for name, store in run.stores.items():
+            if store is None:
+                findings.problems.append(
+                    f"{run.where} does not say where the features of stream '{name}' lie: name "
+                    f"their store in features.{name}"
+                )
+            else:
+                trained_on = run.streams[name].get("encoder")
+                findings.problems += other_encoder(
+                    name, store, of_folder[Path(store)], trained_on, run.where
+                )
+
+
+def _label(name: str, folder: Path, folders: Mapping[Path, str]) -> str:
+    """The stream's name, with its store's where runs have several of that name."""
+    return name if list(folders.values()).count(name) == 1 else f"{name} ({folder})"
+
+
+def _find(run: str, config: EvalConfig, job: Job, chain: Chain, findings: Findings) -> Evaluated:
+    """A run that is there, or that the chain will have trained.
+
+    Raises:
+        ModelError: it is neither, or has no streams.
+    """
+    before = chain.run_before(job, Path(run))
+    if before is not None:
+        training = before.config
+        assert isinstance(training, TrainConfig)
+        streams: Mapping[str, Any] = stream_specs(
+            training, chain.stamps.get(before.folder.name, {})
+        )
+        features = {name: stream.features for name, stream in training.model.streams.items()}
+        where = f"the run {before.folder.name} of this chain"
+    else:
+        model = _model_folder(run)
+        fields = read_json(model / CONFIG)
+        streams = fields.get("streams", {}) if fields.get("model_type") == "pal" else {}
+        features, where = _trained_on(Path(run)), str(model)
+        findings.problems += faults_of_weights(model)
+    if not streams:
+        raise ModelError(f"runs: {where} is a bare LLM: it has no audio streams to listen with")
+    strange = [name for name in config.features if name not in streams]
+    if strange:
+        raise ConfigError(
+            f"features.{strange[0]}: {where} has no such stream; it has {', '.join(streams)}"
+        )
+    findings.good.append(f"{where}: streams {', '.join(streams)}")
+    stores = {name: config.features.get(name) or features.get(name) for name in streams}
+    return Evaluated(where, streams, stores)
+
+
+def _model_folder(run: str) -> Path:
+    folder = Path(run)
+    for model in (RunFolder(folder).model, folder):
+        if (model / CONFIG).is_file():
+            return model
+    if RunFolder(folder).config.is_file():
+        raise ModelError(
+            f"runs: {run} has no exported model yet ({RunFolder(folder).standing()}): launch it "
+            "again first, or name its configuration before this one"
+        )
+    raise ModelError(
+        f"runs: there is no exported model in {run}: name a run that has finished, or a folder "
+        "that tools/export.py wrote, or the run's configuration before this one"
+    )
+
+
+def _trained_on(run: Path) -> dict[str, str]:
+    """The stores that a run's own configuration names, by stream."""
+    file = RunFolder(run).config
+    if not file.is_file():
+        return {}
+    training = yaml.safe_load(file.read_text(encoding="utf-8"))
+    streams = training.get("model", {}).get("streams", {})
+    return {name: stream.get("features") for name, stream in streams.items()}

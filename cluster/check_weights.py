@@ -1,0 +1,169 @@
+"""Preflight of model folders: found without a network, whole by their safetensors headers.
+
+A header says where the last tensor ends; a file of another size is torn. No torch, and no tensor is
+read, so any model costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paltrain.config.schema import EncoderConfig
+from paltrain.errors import ModelError
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+LENGTH_BYTES = 8  # of the header, at the start of a file
+
+
+def local_folder(
+    name: str, key: str, *, environment: Mapping[str, str], revision: str | None = None,
+    file: str = CONFIG,
+) -> Path:  # fmt: skip
+    """Where a model or tokenizer lies, by its folder or its hub name (then in the hub's cache).
+
+    key: of the configuration, for messages. environment: the job's, which may move the cache.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"{key}: the folder {name} has no {file}: name one that `save_pretrained` wrote"
+            )
+        return folder
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(
+            name, file, cache_dir=_hub_cache(environment), revision=revision
+        )
+    except HFValidationError as error:
+        raise ModelError(
+            f"{key}: there is no folder {name}, and a hub name it cannot be either: correct it"
+        ) from error
+    if not isinstance(found, str):
+        wanted = f" --revision {revision}" if revision else ""
+        raise ModelError(
+            f"{key}: {name} is neither a folder nor in the local hub cache, and the job may have "
+            f"no network: `hf download {name}{wanted}` where there is one (on a login node)"
+        )
+    return Path(found).parent
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises ModelError where the file is no JSON."""
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): copy or download it again") from error
+    return values
+
+
+def faults_of_weights(folder: Path) -> Iterator[str]:
+    """What is missing or torn of a model's weights."""
+    if (folder / SINGLE).exists():
+        yield from _faults_of_file(folder / SINGLE, names=())
+    elif (folder / INDEX).exists():
+        shards: dict[str, list[str]] = {}
+        for tensor, file in read_json(folder / INDEX).get("weight_map", {}).items():
+            shards.setdefault(file, []).append(tensor)
+        for file, tensors in sorted(shards.items()):
+            yield from _faults_of_file(folder / file, names=tensors)
+    elif not any(folder.glob("pytorch_model*.bin")):
+        yield (
+            f"{folder} has no weights ({SINGLE}, or {INDEX} and its files): copy or download it "
+            "again"
+        )
+
+
+def size_of_weights(folder: Path) -> int:
+    """Bytes of its weight files."""
+    files = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return sum(path.stat().st_size for path in files if path.exists())
+
+
+def encoder_stamp(encoder: EncoderConfig, *, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a store by this encoder is stamped with, as far as its files say without torch.
+
+    Raises:
+        ConfigError: there is no such encoder, or not with these options.
+        ModelError: its files are missing.
+    """
+    if encoder.type != "whisper":
+        from paltrain.encoders import build_encoder
+
+        built = build_encoder(
+            encoder.type,
+            path=encoder.path,
+            revision=encoder.revision,
+            options=encoder.options,
+        )
+        return {**built.provenance(), "dtype": "float16"}
+    if encoder.path is None:
+        raise ModelError("encoder.path must be said for whisper: a folder or hub name")
+    folder = local_folder(
+        encoder.path, "encoder.path", environment=environment, revision=encoder.revision
+    )
+    model = read_json(folder / CONFIG)
+    audio = read_json(folder / "preprocessor_config.json")
+    rate = int(audio["sampling_rate"])
+    return {
+        "encoder": {"type": "whisper", "options": {}},
+        "sample_rate_hz": rate,
+        "frame_rate_hz": model["max_source_positions"] * rate / audio["n_samples"],
+        "width": model["d_model"],
+        "dtype": "float16",
+    }
+
+
+def _faults_of_file(path: Path, *, names: Sequence[str]) -> Iterator[str]:
+    again = "copy or download it again"
+    if not path.exists():
+        state = "is a link to nothing" if path.is_symlink() else "is missing"
+        yield f"{path} {state}: {again}"
+        return
+    size = path.stat().st_size
+    header = _header(path, size)
+    if header is None:
+        yield f"{path} ({size} bytes) is no safetensors file, or torn in its header: {again}"
+        return
+    n_bytes, tensors = header
+    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if size != LENGTH_BYTES + n_bytes + end:
+        yield (
+            f"{path} is torn: by its header it has {LENGTH_BYTES + n_bytes + end} bytes, but it "
+            f"has {size}: {again}"
+        )
+    lost = [name for name in names if name not in tensors]
+    if lost:
+        yield f"{path} lacks {len(lost)} tensors that {INDEX} places there ({lost[0]}): {again}"
+
+
+def _header(path: Path, size: int) -> tuple[int, dict[str, Any]] | None:
+    """Bytes of the header, and its tensors; None where there is none."""
+    with path.open("rb") as file:
+        n_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        if size < LENGTH_BYTES or n_bytes > size - LENGTH_BYTES:
+            return None
+        try:
+            tensors: dict[str, Any] = json.loads(file.read(n_bytes))
+        except ValueError:
+            return None
+    tensors.pop("__metadata__", None)
+    return n_bytes, tensors
+
+
+def _hub_cache(environment: Mapping[str, str]) -> str | None:
+    """The hub's cache in a job; None: where this process has its own."""
+    if "HF_HUB_CACHE" in environment:
+        return os.path.expandvars(environment["HF_HUB_CACHE"])
+    if "HF_HOME" in environment:
+        return os.path.join(os.path.expandvars(environment["HF_HOME"]), "hub")
+    return None
