@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.folder import Part, add_line, read_lines
+from cluster.folder import JobFolder, Part, add_line, read_lines
 from paltrain.errors import ClusterError
 
 
@@ -56,6 +56,22 @@ def note_end(part: Part, *, exit_code: int, verdict: str) -> None:
 def note_asked(part: Part) -> None:
     """Record that a person asked for the next start, so earlier ones do not count against it."""
     add_line(part.attempts, {"event": "asked", "time": time.time()})
+
+
+def note_submission(folder: JobFolder, submission: Mapping[str, Any]) -> None:
+    """Keep a line of jobs.jsonl, and that a person asked for what it starts.
+
+    submission: `id`, `role`, `after`, `n_tasks` of the whole array, `time_min`, `name`; `tasks`
+    where only these of the array go again.
+    """
+    add_line(folder.jobs, {**submission, "time": time.time()})
+    if submission["n_tasks"] is None:
+        note_asked(folder.merge if submission["role"] == "merge" else folder.whole)
+        return
+    tasks = submission.get("tasks")
+    for task in range(submission["n_tasks"]) if tasks is None else tasks:
+        folder.task(task).ranks.mkdir(parents=True, exist_ok=True)
+        note_asked(folder.task(task))
 
 
 def n_restarts(part: Part) -> int:

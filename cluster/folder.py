@@ -7,7 +7,7 @@ runs/NAME/
     packages.txt      versions of everything installed
     code/             the code that runs; code.diff: what the commit lacks
     jobs.jsonl        every Slurm job submitted for it
-    slurm/            JOB.log: what the batch script said; JOB.sh: what sbatch was given
+    slurm/            JOB.log: what the batch script said; JOB_submission.sh: what sbatch was given
     ranks/            rank-N.log: what each process said
     status.json       state, progress, heartbeat
     attempts.jsonl    every start and end, with what had been reached
@@ -18,15 +18,18 @@ runs/NAME/
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paltrain.errors import ConfigError, near_hint
 from paltrain.run_folder import RunFolder
 from paltrain.status import StatusFile
 
 MERGE = "merge"
+LAUNCH = RunFolder(Path()).launch.name
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,14 @@ class JobFolder:
         """The part of an array's task."""
         return Part(self.path / "tasks" / str(index))
 
+    def script(self, job_id: str) -> Path:
+        """What sbatch was given for a job (submitit's name for it)."""
+        return self.slurm / f"{job_id}_submission.sh"
+
+    def batch_log(self, job: str) -> Path:
+        """What the batch script of a job said; of an array's task, `ARRAY_TASK`."""
+        return self.slurm / f"{job}.log"
+
     def submissions(self) -> dict[str, dict[str, Any]]:
         """The latest Slurm job of each role (`run`, `array`, `merge`), in the order submitted."""
         latest: dict[str, dict[str, Any]] = {}
@@ -125,6 +136,40 @@ class JobFolder:
             return {}
         launch: dict[str, Any] = json.loads(self.launch.read_text(encoding="utf-8"))
         return launch
+
+
+def jobs_below(root: Path) -> dict[str, JobFolder]:
+    """Every job's folder below `root`, by its path from there, sorted; those inside one are not
+    looked for."""
+    found = {}
+    for path, names, files in os.walk(root):
+        if LAUNCH in files:
+            found[os.path.relpath(path, root)] = JobFolder(Path(path).absolute())
+            names.clear()
+        names[:] = sorted(name for name in names if not name.startswith("."))
+    return found
+
+
+def find_job(name: str, root: Path) -> tuple[str, JobFolder]:
+    """The job that `name` means, a folder or a name below `root`, with its name for people.
+
+    Raises:
+        ConfigError: no such job, or several, and which there are.
+    """
+    for path in (Path(name), root / name):
+        if (path / LAUNCH).exists():
+            return path.absolute().name, JobFolder(path.absolute())
+    jobs = jobs_below(root)
+    fitting = [key for key in jobs if Path(key).name == name]
+    if len(fitting) == 1:
+        return fitting[0], jobs[fitting[0]]
+    if fitting:
+        raise ConfigError(f"'{name}' could be each of {', '.join(fitting)} in {root}: say which")
+    known = {Path(key).name for key in jobs} | set(jobs)
+    raise ConfigError(
+        f"no job '{name}' in {root}{near_hint(name, sorted(known))}: tools/jobs.py list shows what "
+        "is there, --root DIR looks elsewhere"
+    )
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -60,14 +60,16 @@ class Queue:
         return id_ if any(state.is_active for state in self.of(id_)) else None
 
     def look_up(self, ids: Iterable[str]) -> None:
-        """Add what is known of jobs that have left the queue."""
-        gone = [id_ for id_ in ids if not self.of(id_)]
-        if not gone or not self.is_there:
+        """Add what is known of jobs, or of tasks `ARRAY_TASK`, that have left the queue."""
+        gone = [id_ for id_ in ids if id_ not in self.states and ("_" in id_ or not self.of(id_))]
+        jobs = list(dict.fromkeys(id_.partition("_")[0] for id_ in gone))
+        if not jobs or not self.is_there:
             return
-        found = _from_sacct(gone)
-        for id_ in gone:
-            states = [s for s in found if s.id.partition("_")[0] == id_] or _from_scontrol(id_)
-            self.states |= {state.id: state for state in states}
+        found = _from_sacct(jobs)
+        for job in jobs:
+            states = [s for s in found if s.id.partition("_")[0] == job] or _from_scontrol(job)
+            ended = {state.id: state for state in states if not state.is_active}
+            self.states = ended | self.states  # of what runs and waits, squeue has the last word
 
 
 def _from_sacct(ids: list[str]) -> list[QueueState]:

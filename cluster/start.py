@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster import local, slurm
-from cluster.attempts import note_asked
-from cluster.folder import JobFolder, add_line
+from cluster.attempts import note_submission
+from cluster.folder import JobFolder
 from cluster.freeze import freeze, launch_record
 from cluster.job import Job, record_of
 from cluster.profiles import account_of
@@ -84,7 +83,7 @@ def submit_chain(jobs: Sequence[Job]) -> list[Submitted]:
             frozen.add(job.folder)
         after = before.id if before else None
         id_ = slurm.submit(job, account=account_of(job.profile, job.placement), after=after)
-        _note_submission(job, id_, after)
+        _note(job, id_, after)
         submitted.append(Submitted(job, id_))
     return submitted
 
@@ -122,18 +121,12 @@ def _run_here(job: Job) -> int:
     )
 
 
-def _note_submission(job: Job, id_: str, after: str | None) -> None:
-    add_line(
-        job.folder.jobs,
+def _note(job: Job, id_: str, after: str | None) -> None:
+    note_submission(
+        job.folder,
         {"id": id_, "role": job.role.value, "after": after, "n_tasks": job.n_tasks,
-         "time": time.time(), "time_min": job.time_min, "name": job.name},
+         "time_min": job.time_min, "name": job.name},
     )  # fmt: skip
-    if job.n_tasks is None:
-        note_asked(job.part)
-    else:
-        for task in range(job.n_tasks):
-            job.folder.task(task).ranks.mkdir(parents=True, exist_ok=True)
-            note_asked(job.folder.task(task))
 
 
 def _say_done(job: Job) -> None:

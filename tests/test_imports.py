@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
     {"errors", "log"},
-    {"config", "batch", "comm", "cli", "slices", "status"},
+    {"config", "batch", "comm", "cli", "slices", "run_folder", "status"},
     {"encoders"},
     {"model", "data"},
     {"eval"},
@@ -57,6 +57,7 @@ TORCH_FREE = [
     "paltrain.data.lengths",
     "paltrain.data.shards",
     "cluster",
+    "tools.jobs",
     "tools.launch",
 ]
 

@@ -1,0 +1,514 @@
+"""How a job stands: Slurm's word and the folder's status file, as plain values for people.
+
+    Slurm says         the folder says                 state
+    waiting            never started / started before  queued / requeued
+    running            nothing since this start        starting
+                       running, lately / not lately    running / silent
+                       anything else                   ending
+    ended, or nothing  finished, failed, stopped       the same
+                       running, or nothing             cancelled or failed, as Slurm says; lost
+
+A status counts for a Slurm job only from that job's latest start on, by `attempts.jsonl`: both are
+written by the job's own clock. A run on this machine has no Slurm job: its status file says all.
+Everything here only reads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cluster.attempts import n_restarts, reached
+from cluster.folder import JobFolder, Part, read_lines
+from cluster.queue import Queue, QueueState
+from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED
+
+SILENT_S = 300.0  # a heartbeat older than this, and than so many steps, is worth a word
+SILENT_STEPS = 10
+RECENT_STEPS = 20  # of which the median step gives speed and what is left
+TAIL_BYTES = 32768
+SHOWN_CHARACTERS = 200
+
+
+class State(Enum):
+    queued = "queued"
+    requeued = "requeued"
+    suspended = "suspended"
+    starting = "starting"
+    running = "running"
+    silent = "silent"
+    ending = "ending"
+    finished = "finished"
+    stopped = "stopped"
+    failed = "failed"
+    cancelled = "cancelled"
+    lost = "lost"
+    unknown = "unknown"  # Slurm was asked to run it, and does not answer here
+
+    @property
+    def waits(self) -> bool:
+        return self in (State.queued, State.requeued, State.suspended)
+
+    @property
+    def works(self) -> bool:
+        return self in (State.starting, State.running, State.silent, State.ending)
+
+    @property
+    def has_ended(self) -> bool:
+        return not self.waits and not self.works and self is not State.unknown
+
+
+WORDS_OF_SLURM = {
+    "CONFIGURING": State.starting,
+    "COMPLETING": State.ending,
+    "SUSPENDED": State.suspended,
+    "STOPPED": State.suspended,
+    "REQUEUED": State.requeued,
+    "CANCELLED": State.cancelled,
+}
+
+
+@dataclass(frozen=True)
+class PartView:
+    """How one process group stands: a run, a task of an array, a merge."""
+
+    state: State
+    detail: str = ""  # why, in one line
+    job: str | None = None  # Slurm's id, of an array's task ARRAY_TASK
+    nodes: str = ""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    beat_s: float | None = None  # age of the last heartbeat, while it works
+    units_per_s: float | None = None  # steps or units, since its start
+    restarts: int = 0
+
+    @property
+    def done(self) -> int | None:
+        return reached(self.status) if "step" in self.status or "done" in self.status else None
+
+    @property
+    def total(self) -> int | None:
+        total = self.status.get("total_steps", self.status.get("total"))
+        return None if total is None else int(total)
+
+
+@dataclass(frozen=True)
+class JobView:
+    """How everything stands that a folder's launch asked for."""
+
+    folder: JobFolder
+    name: str
+    state: State
+    detail: str = ""
+    ids: tuple[str, ...] = ()  # the Slurm jobs that are in the queue, else the latest ones
+    done: int | None = None
+    total: int | None = None
+    is_total_whole: bool = True  # False while tasks have not said yet how much they will do
+    loss: float | None = None
+    questions_per_s: float | None = None
+    step_time_s: float | None = None
+    eta_s: float | None = None
+    beat_s: float | None = None
+    restarts: int = 0
+    whole: PartView | None = None  # of a job without slices
+    tasks: Mapping[int, PartView] = field(default_factory=dict)
+    merge: PartView | None = None
+
+    @property
+    def parts(self) -> list[PartView]:
+        return [part for part in (self.whole, *self.tasks.values(), self.merge) if part]
+
+    @property
+    def unit(self) -> str:
+        return "step" if self.whole and "step" in self.whole.status else "unit"
+
+    def tasks_in(self, *states: State) -> list[int]:
+        """Numbers of an array's tasks in any of the states."""
+        return [number for number, part in self.tasks.items() if part.state in states]
+
+
+def read_views(
+    folders: Mapping[str, JobFolder], *, past: dict[str, QueueState] | None = None
+) -> tuple[list[JobView], Queue]:
+    """How the folders stand now, and Slurm's queue as it was read for that.
+
+    past: what is known of jobs that have left the queue, filled here; a caller that asks again and
+    again keeps it, so that Slurm is asked about each of them once.
+    """
+    submitted = [folder for folder in folders.values() if folder.jobs.exists()]
+    queue = Queue.read() if submitted else Queue()
+    if past is not None:
+        queue.states = past | queue.states
+    queue.look_up(id_ for folder in submitted for id_ in _undecided(folder))
+    if past is not None:
+        past |= {id_: state for id_, state in queue.states.items() if not state.is_active}
+    now = time.time()
+    return [view(folder, queue, name=name, now=now) for name, folder in folders.items()], queue
+
+
+def view(
+    folder: JobFolder, queue: Queue, *, name: str | None = None, now: float | None = None
+) -> JobView:
+    """How one folder stands.
+
+    queue: with what is known of jobs that have left it.
+    """
+    now = time.time() if now is None else now
+    name, submissions = name or folder.name, list(read_lines(folder.jobs))
+    merge = _latest(submissions, "merge")
+    of_task = task_submissions(folder)
+    if not of_task:
+        whole = view_part(folder.whole, _latest(submissions, "run"), queue, now=now)
+        return _view_of_whole(folder, name, whole)
+    tasks = {
+        task: view_part(folder.task(task), line, queue, task=task, now=now)
+        for task, line in of_task.items()
+    }
+    merged = view_part(folder.merge, merge, queue, now=now) if merge else None
+    return _view_of_array(folder, name, tasks, merged)
+
+
+def task_submissions(folder: JobFolder) -> dict[int, dict[str, Any]]:
+    """The latest submission of each task of an array; {} for a job that is none."""
+    latest: dict[int, dict[str, Any]] = {}
+    for line in read_lines(folder.jobs):
+        if line["role"] == "array":
+            chosen = line.get("tasks")
+            tasks = range(line["n_tasks"]) if chosen is None else chosen
+            latest |= dict.fromkeys(tasks, line)
+    return dict(sorted(latest.items()))
+
+
+def view_part(
+    part: Part,
+    submission: Mapping[str, Any] | None,
+    queue: Queue,
+    *,
+    task: int | None = None,
+    now: float,
+) -> PartView:
+    """How one part stands. submission: the line of jobs.jsonl that asked for it; None: it runs
+    here."""
+    status = part.status.read()
+    attempts = list(read_lines(part.attempts))
+    if submission is None:
+        state, detail = _state_here(status, now=now)
+        return _part_view(state, detail, status, attempts, part, now=now)
+    job = str(submission["id"]) if task is None else f"{submission['id']}_{task}"
+    start = _latest_start(attempts, job)
+    fresh = status if start and status and status["time"] >= start["time"] else {}
+    slurm = queue.states.get(job)
+    if slurm and slurm.is_active:
+        state, detail = _state_in_queue(slurm, fresh, start, now=now)
+    elif not queue.is_there:
+        state, detail = _state_unasked(fresh, now=now)
+    else:
+        leaves_no_trace = (
+            start is None and task is not None and bool(queue.of(str(submission["id"])))
+        )
+        state, detail = _state_after(
+            slurm, submission, fresh, job=job, leaves_no_trace=leaves_no_trace, now=now
+        )
+        if detail == "" and state in (State.stopped, State.cancelled):
+            detail = _verdict(attempts)
+    nodes = (slurm.nodes if slurm else "") or (start["nodes"] if start else "")
+    return _part_view(state, detail, status, attempts, part, now=now, job=job, nodes=nodes)
+
+
+def first_line(text: object) -> str:
+    """The first line that says something, without the word that the state says already."""
+    line = next((line.strip() for line in str(text).splitlines() if line.strip()), "")
+    return line.removeprefix("failed: ")
+
+
+def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
+    """A text that stands among others; whole if it is not long."""
+    return text if len(text) <= most else text[: most - 4].rstrip() + " ..."
+
+
+def span(seconds: float) -> str:
+    """5s, 3m, 2h05, 3d04h: short, for a table."""
+    s = max(0, round(seconds))
+    if s < 100:
+        return f"{s}s"
+    if s < 100 * 60:
+        return f"{s // 60}m"
+    if s < 48 * 3600:
+        return f"{s // 3600}h{s % 3600 // 60:02}"
+    return f"{s // 86400}d{s % 86400 // 3600:02}h"
+
+
+def recent_metrics(folder: JobFolder, n: int = RECENT_STEPS) -> list[dict[str, Any]]:
+    """The last records of a run's metrics, read from the file's end."""
+    path = folder.run.metrics
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().decode(errors="replace").splitlines(keepends=True)
+    records = []
+    for line in lines[-n - 1 :]:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue  # cut off at either end
+    return records[-n:]
+
+
+def _state_here(status: Mapping[str, Any], *, now: float) -> tuple[State, str]:
+    if not status:
+        return State.unknown, "nothing has been said yet: it is starting, or ended without a word"
+    if status["state"] != RUNNING:
+        return State(status["state"]), first_line(status.get("error", ""))
+    quiet = _quiet(status, now=now)
+    return (State.silent, f"{quiet}: slow, hanging or gone") if quiet else (State.running, "")
+
+
+def _state_in_queue(
+    slurm: QueueState, status: Mapping[str, Any], start: Mapping[str, Any] | None, *, now: float
+) -> tuple[State, str]:
+    if slurm.state == "PENDING":
+        return (State.requeued if start else State.queued), slurm.reason
+    if slurm.state != "RUNNING":
+        return WORDS_OF_SLURM.get(slurm.state, State.ending), ""
+    if not status:
+        return State.starting, span(now - start["time"]) if start else ""
+    if status["state"] != RUNNING:
+        return State.ending, first_line(status.get("error", "")) or f"{status['state']}"
+    quiet = _quiet(status, now=now)
+    return (State.silent, f"{quiet}: slow or hanging") if quiet else (State.running, "")
+
+
+def _state_after(
+    slurm: QueueState | None,
+    submission: Mapping[str, Any],
+    status: Mapping[str, Any],
+    *,
+    job: str,
+    leaves_no_trace: bool,
+    now: float,
+) -> tuple[State, str]:
+    """Of a job that has left the queue; slurm: its last word of it, if it still knows one.
+
+    leaves_no_trace: Slurm knows other tasks of its array, and would know it had it ever started.
+    """
+    said = status.get("state")
+    error = first_line(status.get("error", ""))
+    cancelled = submission.get("cancelled")
+    if said == FINISHED:
+        return State.finished, ""
+    if slurm and slurm.state == "CANCELLED":
+        return State.cancelled, "" if cancelled else _why_cancelled(slurm)
+    if cancelled and not (said == FAILED and status["time"] < cancelled):
+        return State.cancelled, ""
+    if said in (FAILED, STOPPED):
+        return State(said), error
+    if slurm is None and leaves_no_trace:
+        return State.cancelled, "taken out of the queue before it started"
+    if slurm and slurm.state != "COMPLETED":
+        return State.failed, f"Slurm says {slurm.state}"
+    word = f"Slurm says {slurm.state}" if slurm else f"Slurm no longer knows job {job}"
+    if not status:
+        return State.lost, f"{word}, and it has said nothing"
+    return State.lost, f"{word}; it last said '{said}', {span(now - status['time'])} ago"
+
+
+def _state_unasked(status: Mapping[str, Any], *, now: float) -> tuple[State, str]:
+    """Where Slurm does not answer."""
+    if status and status["state"] != RUNNING:
+        return State(status["state"]), first_line(status.get("error", ""))
+    if status and not _quiet(status, now=now):
+        return State.running, ""
+    return State.unknown, "Slurm does not answer here" + (
+        f"; {_quiet(status, now=now)}" if status else ""
+    )
+
+
+def _why_cancelled(slurm: QueueState) -> str:
+    is_chained = "Dependency" in slurm.reason
+    return "the job before it did not succeed" if is_chained else ""
+
+
+def _quiet(status: Mapping[str, Any], *, now: float) -> str:
+    """How long nothing has been said, where that is long; else empty."""
+    limit = max(SILENT_S, SILENT_STEPS * float(status.get("step_time_s") or 0.0))
+    age = now - status["time"]
+    return f"no word for {span(age)}" if age > limit else ""
+
+
+def _verdict(attempts: Sequence[Mapping[str, Any]]) -> str:
+    ends = [line["verdict"] for line in attempts if line["event"] == "end"]
+    return first_line(ends[-1]).partition(": over")[0] if ends else ""
+
+
+def _latest_start(attempts: Sequence[dict[str, Any]], job: str) -> dict[str, Any] | None:
+    starts = [line for line in attempts if line["event"] == "start" and line["job"] == job]
+    return starts[-1] if starts else None
+
+
+def _latest(lines: Sequence[dict[str, Any]], role: str) -> dict[str, Any] | None:
+    return next((line for line in reversed(lines) if line["role"] == role), None)
+
+
+def _part_view(
+    state: State,
+    detail: str,
+    status: Mapping[str, Any],
+    attempts: Sequence[Mapping[str, Any]],
+    part: Part,
+    *,
+    now: float,
+    job: str | None = None,
+    nodes: str = "",
+) -> PartView:
+    has_beat = state in (State.running, State.silent) and status
+    return PartView(
+        state=state,
+        detail=detail,
+        job=job,
+        nodes=nodes,
+        status=status,
+        beat_s=max(0.0, now - status["time"]) if has_beat else None,
+        units_per_s=_rate(status, attempts) if has_beat else None,
+        restarts=n_restarts(part),
+    )
+
+
+def _rate(status: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]]) -> float | None:
+    """Steps or units a second since the latest start."""
+    starts = [line for line in attempts if line["event"] == "start"]
+    if not starts or status["time"] <= starts[-1]["time"]:
+        return None
+    rate = (reached(status) - starts[-1]["reached"]) / (status["time"] - starts[-1]["time"])
+    return rate if rate > 0 else None
+
+
+def _view_of_whole(folder: JobFolder, name: str, whole: PartView) -> JobView:
+    status = whole.status
+    recent = recent_metrics(folder) if "step" in status else []
+    times = [record["step_time_s"] for record in recent if record.get("step_time_s")]
+    speeds = [record["questions_per_s"] for record in recent if record.get("questions_per_s")]
+    step_time_s = median(times) if times else status.get("step_time_s")
+    works = whole.state in (State.running, State.silent)
+    eta_s = None
+    if works and whole.total is not None and whole.done is not None:
+        rate = 1 / step_time_s if step_time_s else whole.units_per_s
+        eta_s = (whole.total - whole.done) / rate if rate else None
+    return JobView(
+        folder=folder,
+        name=name,
+        state=whole.state,
+        detail=whole.detail,
+        ids=(whole.job,) if whole.job else (),
+        done=whole.done,
+        total=whole.total,
+        loss=status.get("loss", recent[-1].get("loss") if recent else None),
+        questions_per_s=median(speeds) if speeds and works else None,
+        step_time_s=step_time_s,
+        eta_s=eta_s,
+        beat_s=whole.beat_s,
+        restarts=whole.restarts,
+        whole=whole,
+    )
+
+
+def _view_of_array(
+    folder: JobFolder, name: str, tasks: Mapping[int, PartView], merge: PartView | None
+) -> JobView:
+    parts = [*tasks.values(), *([merge] if merge else [])]
+    state, detail = _state_of_array(tasks, merge)
+    done = [part.done or 0 for part in tasks.values()]
+    totals = [part.total for part in tasks.values()]
+    rates = [part.units_per_s for part in tasks.values() if part.units_per_s]
+    total, is_whole = sum(total or 0 for total in totals), None not in totals
+    has_eta = is_whole and rates and state.works
+    beats = [part.beat_s for part in parts if part.beat_s is not None]
+    return JobView(
+        folder=folder,
+        name=name,
+        state=state,
+        detail=detail,
+        ids=_ids(parts),
+        done=sum(done),
+        total=total,
+        is_total_whole=is_whole,
+        eta_s=(total - sum(done)) / sum(rates) if has_eta else None,
+        beat_s=max(beats) if beats else None,
+        restarts=sum(part.restarts for part in parts),
+        tasks=tasks,
+        merge=merge,
+    )
+
+
+def _ids(parts: Iterable[PartView]) -> tuple[str, ...]:
+    """Slurm's ids without task numbers: of the jobs that are in the queue, else of all."""
+    listed = list(parts)
+    active = [part for part in listed if part.job and not part.state.has_ended]
+    chosen = active or [part for part in listed if part.job]
+    return tuple(dict.fromkeys(str(part.job).partition("_")[0] for part in chosen))
+
+
+def _state_of_array(tasks: Mapping[int, PartView], merge: PartView | None) -> tuple[State, str]:
+    """What an array and its merge come to."""
+    if (
+        merge
+        and merge.state is State.finished
+        and not any(not part.state.has_ended for part in tasks.values())
+    ):
+        return State.finished, ""
+    found = {part.state for part in tasks.values()}
+    for state in (State.running, State.silent, State.starting, State.ending):
+        if state in found:
+            return state, ""
+    for state in (State.queued, State.requeued, State.suspended, State.unknown):
+        if state in found:
+            return state, _first_detail(tasks, state)
+    if merge and not merge.state.has_ended:
+        return merge.state, "merge" + (f": {merge.detail}" if merge.detail else "")
+    for state in (State.failed, State.lost, State.cancelled, State.stopped):
+        if state in found:
+            return state, _first_detail(tasks, state)
+    if merge:
+        return merge.state, "merge" + (f": {merge.detail}" if merge.detail else "")
+    return State.stopped, "all tasks are done, and no merge was submitted"
+
+
+def _first_detail(tasks: Mapping[int, PartView], state: State) -> str:
+    number, part = next(item for item in tasks.items() if item[1].state is state)
+    return f"task {number}: {part.detail}" if part.detail and state.has_ended else part.detail
+
+
+def _undecided(folder: JobFolder) -> list[str]:
+    """Ids of the jobs whose end the folder itself does not tell, of tasks ARRAY_TASK."""
+    submissions = list(read_lines(folder.jobs))
+    found = [
+        (str(line["id"]), part)
+        for role, part in (("run", folder.whole), ("merge", folder.merge))
+        if (line := _latest(submissions, role))
+    ]
+    found += [
+        (f"{line['id']}_{task}", folder.task(task))
+        for task, line in task_submissions(folder).items()
+    ]
+    return [job for job, part in found if not _says_its_end(part, job)]
+
+
+def _says_its_end(part: Part, job: str) -> bool:
+    status = part.status.read()
+    start = _latest_start(list(read_lines(part.attempts)), job)
+    return bool(
+        start
+        and status
+        and status["time"] >= start["time"]
+        and status["state"] in (FINISHED, FAILED)
+    )
+
+
+def offline_runs(folder: JobFolder) -> list[Path]:
+    """What wandb has kept here to be sent later."""
+    return sorted((folder.path / "wandb").glob("offline-run-*"))
