@@ -69,6 +69,7 @@ class Chain:
         self.child = Child(jobs[0].environment if jobs else {})
         self.needs: list[Need] = []
         self.stamps: dict[str, Mapping[str, Stamp | None]] = {}  # by job and stream
+        self.audits: dict[tuple[str, Path], Any] = {}  # of stores, by what is wanted of them
         self._corpora: dict[tuple[str, ...], Corpus] = {}
         self._stores: dict[Path, FeatureStore] = {}
         self._rows: dict[tuple[tuple[str, ...], Path], NDArray[np.int64]] = {}

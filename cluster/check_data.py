@@ -121,7 +121,7 @@ def _look_at_store(
     if corpus is None:
         findings.unknown.append(f"stream '{name}': what {folder} lacks, for want of the manifests")
         return store.stamp
-    audit = findings.attempt(lambda: _audit(store, corpus, wanted, chain))
+    audit = findings.attempt(lambda: _audit_once(store, corpus, wanted, chain))
     if audit is not None:
         findings.problems += _faults_of(name, store, wanted, audit)
         set_aside = f" ({audit.n_rejected} set aside)" if audit.n_rejected else ""
@@ -156,6 +156,15 @@ def _look_at_maker(
         return encoder_stamp(config.encoder, environment=maker.environment)
     except PaltrainError:  # said of that job
         return None
+
+
+def _audit_once(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) -> Audit:
+    """The stages of a chain mostly read the same."""
+    key = (repr(wanted), store.folder)
+    if key not in chain.audits:
+        chain.audits[key] = _audit(store, corpus, wanted, chain)
+    audit: Audit = chain.audits[key]
+    return audit
 
 
 def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) -> Audit:
