@@ -17,7 +17,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.job_view import JobView, PartView, State, shortened, span
+from cluster.job_state import State, shortened, span
+from cluster.job_view import JobView, PartView
 
 HEADS = ("RUN", "JOB", "STATE", "STEP", "LOSS", "Q/S", "ETA", "BEAT", "RESTARTS")
 GAP = 2

@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from cluster.attempts import note_asked, note_submission
 from cluster.folder import JobFolder, add_line, jobs_below, read_lines
-from cluster.job_view import JobView, PartView, State, read_views, task_submissions
+from cluster.job_state import State
+from cluster.job_view import JobView, PartView, read_views, task_submissions
 from cluster.jobs_table import word
 from cluster.queue import Queue
 from cluster.slurm import check_installed, refusal

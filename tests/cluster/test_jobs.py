@@ -15,7 +15,8 @@ import pytest
 from cluster.attempts import note_submission
 from cluster.folder import JobFolder, add_line, read_lines
 from cluster.job_report import attempts_of, gpu_hours, report_lines
-from cluster.job_view import State, read_views, view
+from cluster.job_state import State
+from cluster.job_view import read_views, view
 from cluster.queue import Queue, QueueState
 from cluster.requeue import script_again
 from paltrain.status import FAILED, FINISHED, RUNNING, write_json

@@ -12,7 +12,8 @@ from rich.console import Console
 from cluster import monitor
 from cluster.attempts import note_asked, note_submission
 from cluster.folder import JobFolder, add_line, find_job, jobs_below
-from cluster.job_view import State, read_views, span, view
+from cluster.job_state import State, span
+from cluster.job_view import read_views, view
 from cluster.jobs_table import table_of
 from cluster.queue import Queue, QueueState
 from paltrain.errors import ConfigError
