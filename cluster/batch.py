@@ -8,7 +8,7 @@ end     says why the job ended, first thing in its log, and puts it back into th
 What becomes of a job, by how it ended:
 
     finished (0), a user's mistake (2)                   it is over
-    told to stop and saved (85)                          requeued, unless somebody cancelled it
+    told to stop (85: and saved; 143, 140: a tool)       requeued, unless somebody cancelled it
     lost a process or a device, as a node that dies      requeued
     a training run raised                                over; its traceback is in the log
     a task of an array failed otherwise                  requeued, alone
@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ from paltrain.status import FAILED
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 SIGNALLED = 128  # a shell's exit code of a process that signal n killed is 128 + n
+TOLD_TO_STOP = (EXIT_REQUEUE, SIGNALLED + signal.SIGTERM, SIGNALLED + signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -70,23 +72,36 @@ def begin(folder: JobFolder, role: Role) -> int:
 def end(folder: JobFolder, role: Role, exit_code: int) -> int:
     """Say why the job ended and requeue it if it can go on."""
     part = part_of(folder, role)
-    failure = json.loads(part.failure.read_text()) if part.failure.exists() else None
+    failure = _failure(part)
     verdict = judge(exit_code, failure, is_training=_is_training(folder))
     requeues = verdict.goes_on and _is_running()
+    try:
+        _tell(folder, part, verdict, exit_code, requeues=requeues)
+    except OSError as error:  # a full disk has ended the job, and takes no last words either
+        print(f"cannot write to {folder.path}: {error}", file=sys.stderr)
+    if requeues:
+        subprocess.run(["scontrol", "requeue", _job_name()], check=False)
+    return 0
+
+
+def _tell(
+    folder: JobFolder, part: Part, verdict: Verdict, exit_code: int, *, requeues: bool
+) -> None:
+    """Say in the job's log, its history and its status why it ended and what comes."""
     becomes = "requeued" if requeues else "over"
     if verdict.goes_on and not requeues:
-        becomes = "over, since it was cancelled or is out of time"
+        becomes = (
+            "not requeued by this script: Slurm has ended it (cancelled, or out of time) or takes "
+            "it back itself (preempted, or somebody's requeue)"
+        )
     progress = f"at {reached(part.status.read())} steps or units"
     print(f"job {_job_name()} {verdict.text} {progress}: {becomes}", flush=True)
     if verdict.details:
         print(verdict.details.rstrip(), flush=True)
     _print_srun_log(folder)
     note_end(part, exit_code=exit_code, verdict=f"{verdict.text}: {becomes}")
-    if exit_code not in (0, EXIT_REQUEUE, EXIT_INTERRUPTED):
+    if exit_code not in (0, EXIT_INTERRUPTED, *TOLD_TO_STOP):
         part.status.write(FAILED, **_progress(part), error=verdict.text)
-    if requeues:
-        subprocess.run(["scontrol", "requeue", _job_name()], check=False)
-    return 0
 
 
 def judge(exit_code: int, failure: Mapping[str, Any] | None, *, is_training: bool) -> Verdict:
@@ -96,8 +111,9 @@ def judge(exit_code: int, failure: Mapping[str, Any] | None, *, is_training: boo
     """
     if exit_code == 0:
         return Verdict("finished", goes_on=False)
-    if exit_code == EXIT_REQUEUE:
-        return Verdict("was told to stop and saved", goes_on=True)
+    if exit_code in TOLD_TO_STOP and failure is None:
+        saved = " and saved" if exit_code == EXIT_REQUEUE or not is_training else ""
+        return Verdict(f"was told to stop{saved}", goes_on=True)
     if exit_code == EXIT_INTERRUPTED:
         return Verdict("was interrupted and saved", goes_on=False)
     if failure and not failure["is_environment"]:
@@ -120,6 +136,15 @@ def part_of(folder: JobFolder, role: Role) -> Part:
     if role is Role.array:
         return folder.task(int(os.environ["SLURM_ARRAY_TASK_ID"]))
     return folder.merge if role is Role.merge else folder.whole
+
+
+def _failure(part: Part) -> dict[str, Any] | None:
+    """`failure.json`; None where there is none, or its writer was cut off."""
+    try:
+        failure: dict[str, Any] = json.loads(part.failure.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return failure
 
 
 def _job_name() -> str:

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from cluster.hub import made_local
 from cluster.job import AnyConfig, Job, folder_of, jobs_of
-from cluster.profiles import faults_of_size, load_profile
+from cluster.profiles import load_profile
 from paltrain.config.layers import read_layers
 from paltrain.config.load import load_config, to_yaml
 from paltrain.config.report import Report
@@ -24,7 +24,7 @@ def read_chain(arguments: argparse.Namespace) -> list[Job]:
     """The jobs that a command line of `tools/launch.py` asks for, in order.
 
     Raises:
-        ConfigError: a configuration is wrong, or a job is larger than the cluster takes.
+        ConfigError: a configuration is wrong, or two share a folder.
     """
     profile = load_profile(arguments.cluster)
     configs = [made_local(config, profile) for config in _configs(arguments)]
@@ -34,9 +34,6 @@ def read_chain(arguments: argparse.Namespace) -> list[Job]:
         for job in jobs_of(_sized(config, arguments), profile, source=path)
     ]
     _check_folders(arguments.configs, configs)
-    faults = [fault for job in jobs for fault in faults_of_size(profile, job.placement, job.shape)]
-    if faults:
-        raise ConfigError("; ".join(dict.fromkeys(faults)))
     return jobs
 
 

@@ -13,7 +13,7 @@ from cluster import slurm
 from cluster.job import Job, Role
 from cluster.local import rank_environment
 from cluster.plan_report import Unknown, line, plan_lines, say
-from cluster.profiles import Scheduler, account_of
+from cluster.profiles import Scheduler, account_of, faults_of_size
 from cluster.slurm_env import FIRST_PORT, N_PORTS
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
@@ -50,6 +50,8 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
         f"{shape.world_size} ({shape.nodes} node(s) x {shape.processes_per_node} process(es), "
         f"{shape.gpus_per_node} GPU(s) a node, {shape.threads} thread(s) a process)",
     )
+    for fault in faults_of_size(job.profile, job.placement, shape):
+        yield line("too large", fault)
     config = job.config
     if isinstance(config, TrainConfig):
         yield line("starts from", say(lambda: _starts_from(config, earlier)))

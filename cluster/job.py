@@ -189,6 +189,7 @@ def record_of(job: Job) -> dict[str, Any]:
         "kind": KIND_OF[type(job.config)],
         "cluster": job.profile.name,
         "nodes": job.shape.nodes,
+        "gpus": job.shape.nodes * job.shape.gpus_per_node,
         "world_size": job.shape.world_size,
         "array_tasks": job.n_tasks,
         "time_min": job.time_min,

@@ -226,12 +226,11 @@ def _gpus(profile: Profile, asked: int | None) -> int:
 
 
 def _share_of_cores(profile: Profile, gpus: int) -> int:
-    """Cores of a node that go with so many of its GPUs."""
+    """Cores of a node that go with so many of its GPUs, or without any: as with one."""
     if profile.scheduler is Scheduler.local:
         return profile.cpus_per_node or len(os.sched_getaffinity(0))
-    cores = profile.cpus_per_node or 1
-    whole = profile.gpus_per_node or 0
-    return max(1, cores * gpus // whole) if gpus and whole else cores
+    cores, whole = profile.cpus_per_node or 1, profile.gpus_per_node
+    return max(1, cores * max(1, gpus) // whole) if whole else cores
 
 
 def _roomier(profile: Profile, field_name: str, wanted: int) -> str:

@@ -21,7 +21,7 @@ from cluster.job_state import State
 from cluster.job_view import JobView, PartView, read_views, task_submissions
 from cluster.jobs_table import word
 from cluster.queue import Queue
-from cluster.slurm import check_installed, refusal
+from cluster.slurm import check_installed, outside_of_jobs, refusal
 from paltrain.errors import ClusterError
 from paltrain.slices import number_ranges
 
@@ -176,7 +176,7 @@ def _submit_again(
     waiting = folder.slurm / f".again-{uuid4().hex}.sh"
     waiting.write_text(text, encoding="utf-8")
     directory = Path(folder.read_launch().get("directory", folder.path))
-    with submitit.helpers.clean_env():
+    with outside_of_jobs():
         done = subprocess.run(
             ["sbatch", "--parsable", str(waiting)],
             cwd=directory if directory.is_dir() else folder.path,

@@ -12,9 +12,12 @@ The batch script runs on the first node of the job:
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +110,7 @@ def submit(job: Job, *, account: str | None, after: str | None = None) -> str:
     if n_tasks is not None:
         executor.parameters["map_count"] = n_tasks
     try:
-        with submitit.helpers.clean_env():
+        with outside_of_jobs():
             return str(executor._submit_command(command_of(job)).job_id)
     except submitit.core.utils.FailedJobError as error:
         raise ClusterError(refusal(job.name, str(error))) from error
@@ -131,6 +134,23 @@ def check_installed() -> None:
             f"Slurm is not installed here ({', '.join(missing)} not found): submit from a login "
             "node, or leave out --cluster and --nodes to train on this machine"
         )
+
+
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without the variables of a job that this process may run in: sbatch would hand them on.
+
+    SLURM_CONF stays: on some clusters it is how commands find their controller.
+    """
+    old = {name: os.environ.pop(name) for name in list(os.environ) if _is_of_a_job(name)}
+    try:
+        yield
+    finally:
+        os.environ.update(old)
+
+
+def _is_of_a_job(name: str) -> bool:
+    return name.startswith(("SLURM_", "SLURMD_")) and name != "SLURM_CONF"
 
 
 def _dependency(job: Job, after: str | None) -> str | None:

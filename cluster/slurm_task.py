@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from cluster.slurm_env import rank_variables
+from paltrain.train.signals import ignore_stops
 
 
 def main(run_folder: str) -> int:
@@ -14,7 +15,9 @@ def main(run_folder: str) -> int:
     os.environ.update(rank_variables(os.environ))
     from paltrain.run import main as train
 
-    return train(Path(run_folder))
+    exit_code = train(Path(run_folder))
+    ignore_stops()
+    return exit_code
 
 
 if __name__ == "__main__":

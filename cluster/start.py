@@ -10,10 +10,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
 
 from cluster import local, slurm
 from cluster.attempts import note_submission
-from cluster.folder import JobFolder
+from cluster.folder import read_lines
 from cluster.freeze import freeze, launch_record
 from cluster.job import Job, record_of
 from cluster.profiles import account_of
@@ -57,7 +59,7 @@ def run_here(jobs: Sequence[Job]) -> int:
 
 
 def submit_chain(jobs: Sequence[Job]) -> list[Submitted]:
-    """Submit the chain. What is finished is left out; what is in the queue already is kept.
+    """Submit the chain. What is finished is left out; a folder with jobs in the queue is kept.
 
     Raises:
         ConfigError: a run's configuration has changed, or what it starts from is not there.
@@ -66,33 +68,50 @@ def submit_chain(jobs: Sequence[Job]) -> list[Submitted]:
     slurm.check_installed()
     queue = Queue.read()
     submitted: list[Submitted] = []
-    frozen: set[JobFolder] = set()
-    for job in jobs:
-        if job.is_done:
-            _say_done(job)
+    for folder, group in groupby(jobs, key=lambda job: job.folder):
+        links = list(group)
+        if links[0].is_done:
+            _say_done(links[0])
             continue
-        before = submitted[-1] if submitted else None
-        old = queue.active_id(job.folder.submissions().get(job.role.value))
-        if old:
-            submitted.append(Submitted(job, old, is_old=True))
+        if waiting := _in_queue(links, queue):
+            submitted += waiting
             continue
-        _check_start(job, earlier=[link.job for link in submitted])
-        if job.folder not in frozen:
-            _prepare(job)
-            freeze(job.folder, job.profile)
-            frozen.add(job.folder)
-        after = before.id if before else None
-        id_ = slurm.submit(job, account=account_of(job.profile, job.placement), after=after)
-        _note(job, id_, after)
-        submitted.append(Submitted(job, id_))
+        _check_start(links[0], earlier=[link.job for link in submitted])
+        _prepare(links[0])
+        freeze(folder, links[0].profile)
+        for job in links:
+            submitted.append(_submit(job, after=submitted[-1] if submitted else None))
     return submitted
+
+
+def _in_queue(jobs: Sequence[Job], queue: Queue) -> list[Submitted]:
+    """The jobs of a folder that are queued or run, in the order submitted."""
+    job_of = {job.role.value: job for job in jobs}
+    return [
+        Submitted(job_of.get(line["role"], jobs[0]), str(line["id"]), is_old=True)
+        for line in read_lines(jobs[0].folder.jobs)
+        if queue.active_id(line) and "cancelled" not in line
+    ]
+
+
+def _submit(job: Job, *, after: Submitted | None) -> Submitted:
+    before = after.id if after else None
+    id_ = slurm.submit(job, account=account_of(job.profile, job.placement), after=before)
+    note_submission(
+        job.folder,
+        {"id": id_, "role": job.role.value, "after": before, "n_tasks": job.n_tasks,
+         "time_min": job.time_min, "name": job.name},
+    )  # fmt: skip
+    return Submitted(job, id_)
 
 
 def _check_start(job: Job, *, earlier: Sequence[Job]) -> None:
     """Raises ConfigError where a run would start from a model that is not there and won't be."""
     config = job.config
-    names = [before.config.run.name for before in earlier if isinstance(before.config, TrainConfig)]
-    if isinstance(config, TrainConfig) and config.stage.init_from not in names:
+    if not isinstance(config, TrainConfig) or config.stage.init_from is None:
+        return
+    start = Path(config.run.root, config.stage.init_from).absolute()
+    if start not in [before.folder.path for before in earlier]:
         find_init_folder(config)
 
 
@@ -119,14 +138,6 @@ def _run_here(job: Job) -> int:
         log_folder=job.folder.run.ranks,
         environment=job.environment,
     )
-
-
-def _note(job: Job, id_: str, after: str | None) -> None:
-    note_submission(
-        job.folder,
-        {"id": id_, "role": job.role.value, "after": after, "n_tasks": job.n_tasks,
-         "time_min": job.time_min, "name": job.name},
-    )  # fmt: skip
 
 
 def _say_done(job: Job) -> None:

@@ -32,6 +32,7 @@ from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, StatusFile
 
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143  # by SIGTERM, as a shell says it
+STOPS = (signal.SIGTERM, signal.SIGUSR2)  # on preemption and cancelling; before the time limit
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 MAKE_ROOM = "make room and run the same command again: what was finished is kept"
 T = TypeVar("T")
@@ -158,7 +159,7 @@ class Progress:
 def progress_in(file: str | None) -> Iterator[Progress]:
     """Keep a status file true while a tool works: running, then finished, stopped or failed.
 
-    SIGTERM, as Slurm sends it, ends the work like Ctrl-C, with exit code 143.
+    SIGTERM and SIGUSR2, as Slurm sends them, end the work like Ctrl-C, with exit code 143.
     """
     progress = Progress(StatusFile(Path(file)) if file else None)
     try:
@@ -167,7 +168,7 @@ def progress_in(file: str | None) -> Iterator[Progress]:
         progress.enter(RUNNING)
     except OSError as error:
         raise ConfigError(f"--status {file} cannot be written: {error.strerror}") from error
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _terminate) for number in STOPS}
     try:
         yield progress
         progress.enter(FINISHED)
@@ -178,7 +179,8 @@ def progress_in(file: str | None) -> Iterator[Progress]:
         _enter_after(error, progress, FAILED, error=str(error))
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

@@ -25,7 +25,7 @@ from paltrain.log import get_logger, setup_logging
 from paltrain.run_folder import RunFolder, find_init_folder
 from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED
 from paltrain.train.faults import is_environment
-from paltrain.train.signals import EXIT_CODE, StopFlag
+from paltrain.train.signals import EXIT_CODE, StopFlag, ignore_stops
 
 log = get_logger("paltrain.run")  # not __name__, which is __main__ in a rank
 
@@ -146,4 +146,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         print("usage: python -m paltrain.run RUN_FOLDER", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    sys.exit(main(Path(sys.argv[1])))
+    exit_code = main(Path(sys.argv[1]))
+    ignore_stops()
+    sys.exit(exit_code)

@@ -30,7 +30,7 @@ class StatusFile:
         """What was written last; {} before that."""
         try:
             status: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         return status
 

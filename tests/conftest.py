@@ -2,8 +2,31 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real Slurm cluster of four nodes, its commands on PATH.
+
+    Where Slurm is not installed these tests are skipped, unless PALTRAIN_REQUIRE_SLURM is set.
+    """
+    from tests.slurm.lab import HOW_TO_GET, SlurmLab, missing
+
+    if absent := missing():
+        sentence = f"no Slurm here ({', '.join(absent)} not found): {HOW_TO_GET}"
+        if os.environ.get("PALTRAIN_REQUIRE_SLURM"):
+            pytest.fail(sentence)
+        pytest.skip(sentence)
+    lab = SlurmLab.start(tmp_path_factory.mktemp("slurm"))
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{lab.bin}{os.pathsep}{path}"
+    yield lab
+    os.environ["PATH"] = path
+    lab.stop()

@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--check", action="store_true", help="look for what would fail, start nothing"
     )
     parser.add_argument(
+        "--no-check", action="store_true", help="submit whatever the check would find"
+    )
+    parser.add_argument(
         "--follow", action="store_true", help="watch the submitted jobs until they have ended"
     )
     arguments = parse_config_arguments(parser, argv)
@@ -57,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report(jobs)
     if jobs[0].profile.scheduler is Scheduler.local:
         return run_here(jobs)
-    require(jobs)
+    if not arguments.no_check:
+        require(jobs)
     submitted = submit_chain(jobs)
     for link in submitted:
         done = "is queued already" if link.is_old else "submitted"

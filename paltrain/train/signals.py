@@ -23,6 +23,16 @@ MEANING = {
 }
 
 
+def ignore_stops() -> None:
+    """For a process that is about to end with its own exit code.
+
+    When the first rank has ended, Slurm tells the others to stop; one that has saved and is on its
+    way out must not die of that.
+    """
+    for number in MEANING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 class StopFlag:
     """Catches the signals while entered; `wanted` is NOTHING, REQUEUE or INTERRUPT.
 

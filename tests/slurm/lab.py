@@ -1,6 +1,7 @@
 """A real Slurm cluster on this machine, for as long as a test session: four nodes, in a second.
 
-Needs Debian's `slurm-wlm`, `munge` and `iproute2`, and the right to make namespaces. Its commands
+Needs Debian's `slurm-wlm`, `munge` and `iproute2`, and the right to make namespaces; with accounts
+also `slurmdbd` and `mariadb-server`. Its commands
 (`sbatch`, `squeue`, ...) are put on PATH as small scripts that enter the cluster's login node.
 """
 
@@ -11,14 +12,17 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).parent
-COMMANDS = ("sbatch", "srun", "scancel", "squeue", "scontrol", "sinfo")
+COMMANDS = ("sbatch", "srun", "scancel", "squeue", "scontrol", "sinfo", "sacct")
 NEEDED = ("slurmctld", "slurmd", "munged", "ip", "nsenter", "unshare", *COMMANDS)
+NEEDED_FOR_ACCOUNTING = ("slurmdbd", "mariadbd", "mariadb-install-db", "sacctmgr")
 HOW_TO_GET = "apt-get install slurm-wlm munge iproute2"
 UP_WITHIN_S = 60
+ENTERS = ".enters-a-lab"  # marks a folder of commands that enter a cluster
 
 # A command of the cluster for use from outside. It takes itself off PATH, or the jobs, which
 # inherit the environment, would call it instead of Slurm's own.
@@ -29,9 +33,15 @@ exec {enter} --wdns="$PWD" {command} "$@"
 """
 
 
-def missing() -> list[str]:
+def missing(names: Sequence[str] = NEEDED) -> list[str]:
     """What of Slurm is not installed here."""
-    return [name for name in NEEDED if shutil.which(name) is None]
+    return [name for name in names if shutil.which(name) is None]
+
+
+def path_inside() -> str:
+    """PATH without the scripts that enter a cluster: whoever is inside calls Slurm's own."""
+    paths = os.environ["PATH"].split(os.pathsep)
+    return os.pathsep.join(path for path in paths if not (Path(path) / ENTERS).exists())
 
 
 @dataclass
@@ -44,7 +54,7 @@ class SlurmLab:
     up_s: float
 
     @classmethod
-    def start(cls, folder: Path, *, n_nodes: int = 4) -> SlurmLab:
+    def start(cls, folder: Path, *, n_nodes: int = 4, accounting: bool = False) -> SlurmLab:
         started = time.monotonic()
         is_root = os.geteuid() == 0
         as_user = [] if is_root else ["--user", "--map-current-user", "--keep-caps"]
@@ -55,6 +65,7 @@ class SlurmLab:
                  "bash", str(HERE / "lab.sh"), str(folder), str(n_nodes)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, "PATH": path_inside(), "ACCOUNTING": str(int(accounting))},
             )  # fmt: skip
         while not (folder / "ready").exists():
             if process.poll() is not None or time.monotonic() - started > UP_WITHIN_S:
@@ -68,6 +79,16 @@ class SlurmLab:
         return lab
 
     @property
+    def small(self) -> Path:
+        """A file system of 3 MB, by the name it has on the cluster."""
+        return self.folder / "small"
+
+    @property
+    def root(self) -> Path:
+        """The cluster's file system as seen from outside."""
+        return Path(f"/proc/{self.enter[2]}/root")
+
+    @property
     def bin(self) -> Path:
         """What to put first on PATH."""
         return self.folder / "bin"
@@ -75,8 +96,8 @@ class SlurmLab:
     def shell(self, script: str) -> str:
         """What a script prints that runs on the login node."""
         done = subprocess.run(
-            [*self.enter, "env", f"SLURM_CONF={self.folder}/etc/slurm.conf", "bash", "-c", script],
-            capture_output=True, text=True, check=False,
+            [*self.enter, "bash", "-c", script], capture_output=True, text=True, check=False,
+            env={**os.environ, "PATH": path_inside(), "SLURM_CONF": self._conf},
         )  # fmt: skip
         return done.stdout + done.stderr
 
@@ -93,6 +114,13 @@ class SlurmLab:
         number = node.removeprefix("node")
         self.shell(f"ip link set eth{number} {state}; ip link set ib{number} {state}")
 
+    def hold(self, partition: str) -> None:
+        """Let no job of a partition start."""
+        self.shell(f"scontrol update PartitionName={partition} State=DOWN")
+
+    def release(self, partition: str) -> None:
+        self.shell(f"scontrol update PartitionName={partition} State=UP")
+
     def stop(self) -> None:
         """End the cluster and whatever runs on it."""
         self.process.send_signal(
@@ -100,13 +128,18 @@ class SlurmLab:
         )  # unshare ignores SIGTERM; --kill-child does the rest
         self.process.wait()
 
+    @property
+    def _conf(self) -> str:
+        return str(self.folder / "etc/slurm.conf")
+
     def _write_commands(self) -> None:
         for name in COMMANDS:
             script = COMMAND_SCRIPT.format(
                 folder=self.bin,
-                conf=self.folder / "etc/slurm.conf",
+                conf=self._conf,
                 enter=" ".join(self.enter),
-                command=shutil.which(name),
+                command=shutil.which(name, path=path_inside()),
             )
             (self.bin / name).write_text(script)
             (self.bin / name).chmod(0o755)
+        (self.bin / ENTERS).touch()

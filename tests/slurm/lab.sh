@@ -8,7 +8,8 @@
 #     login 10.77.0.1 ── br-eth ─┬─ node1 10.77.0.11 ─┬─ br-ib
 #                                └─ node2 10.77.0.12 ─┘
 #
-# Environment: CPUS and GPUS a node has (declared, not real).
+# Environment: CPUS and GPUS a node has (declared, not real); ACCOUNTING=1: with slurmdbd and MariaDB,
+# an account `team` and a QoS `debug`. FOLDER/small is a file system of 3 MB that all nodes see.
 set -euo pipefail
 folder=$1 n_nodes=$2 CPUS=${CPUS:-32} GPUS=${GPUS:-4} prefix=node
 export SLURM_CONF=$folder/etc/slurm.conf
@@ -111,10 +112,65 @@ START
     "$folder/bin/start_$1"
 }
 
+accounting() {  # what makes a wrong account or QoS an error
+    cat >> "$SLURM_CONF" <<CONF
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePass=$folder/run/munge.sock
+AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce=associations,limits,qos
+CONF
+    local maria="--no-defaults --user=$user --datadir=$folder/db"
+    mariadb-install-db $maria --auth-root-authentication-method=normal --skip-test-db \
+        > "$folder/log/mariadb-install.log" 2>&1
+    mariadbd $maria --socket="$folder/run/mysql.sock" --pid-file="$folder/run/mariadb.pid" \
+        --bind-address=127.0.0.1 --port=13306 --innodb-buffer-pool-size=64M \
+        --innodb-flush-log-at-trx-commit=0 --skip-log-bin > "$folder/log/mariadb.log" 2>&1 &
+    for _ in $(seq 100); do sql 'select 1' > /dev/null && break; sleep 0.1; done
+    sql "create database slurm_acct_db"
+    for host in 127.0.0.1 localhost; do
+        sql "create user slurm@'$host' identified by 's'; grant all on slurm_acct_db.* to slurm@'$host'"
+    done
+    cat > "$folder/etc/slurmdbd.conf" <<CONF
+DbdHost=login
+DbdAddr=127.0.0.1
+SlurmUser=$user
+AuthType=auth/munge
+AuthInfo=socket=$folder/run/munge.sock
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort=13306
+StorageUser=slurm
+StoragePass=s
+StorageLoc=slurm_acct_db
+LogFile=$folder/log/slurmdbd.log
+PidFile=$folder/run/slurmdbd.pid
+CONF
+    chmod 600 "$folder/etc/slurmdbd.conf"
+    slurmdbd
+    for _ in $(seq 100); do sacctmgr -n show cluster > /dev/null 2>&1 && break; sleep 0.1; done
+    while read -r line; do
+        sacctmgr -i $line >> "$folder/log/sacctmgr.log" 2>&1 || true
+    done <<LINES
+add cluster lab
+add account team cluster=lab
+add qos debug set priority=80 MaxWall=00:30:00 MaxTRESPerJob=node=2
+add user $user account=team qos=normal,debug
+modify user $user set qos=normal,debug
+LINES
+}
+
+sql() {
+    mariadb --no-defaults -uroot --socket="$folder/run/mysql.sock" -e "$1" 2> /dev/null
+}
+
 network
 gpus
 configuration
 munge
+mkdir "$folder/small"
+mount -t tmpfs -o size=3m tmpfs "$folder/small"
+if [ "${ACCOUNTING:-0}" = 1 ]; then accounting; fi
 slurmctld -c
 for i in $(seq "$n_nodes"); do node $prefix$i; done
 for _ in $(seq 400); do
