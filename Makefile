@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup quickstart test test-gpu style types check format clean
+.PHONY: help setup quickstart test test-slurm test-gpu style types check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,8 +20,12 @@ $(STAMP): pyproject.toml
 quickstart: setup  ## from recordings to a trained, evaluated audio-LLM and its report
 	$(BIN)/python tools/quickstart.py
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+test: setup  ## run the tests, in two processes: many of them wait for others
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slurm: setup  ## run every scenario on a real Slurm, which must be installed (docs/results/slurm.md)
+	PALTRAIN_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm --junitxml=$(VENV)/slurm.xml
+	$(BIN)/python -m tests.slurm.summarise $(VENV)/slurm.xml docs/results/slurm.md
 
 test-gpu: setup  ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

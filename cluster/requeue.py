@@ -17,9 +17,9 @@ from uuid import uuid4
 
 from cluster.attempts import note_asked, note_submission
 from cluster.folder import JobFolder, add_line, jobs_below, read_lines
-from cluster.job_state import State
-from cluster.job_view import JobView, PartView, read_views, task_submissions
-from cluster.jobs_table import word
+from cluster.monitor.state import State
+from cluster.monitor.table import word
+from cluster.monitor.view import JobView, PartView, read_views, task_submissions
 from cluster.queue import Queue
 from cluster.slurm import check_installed, outside_of_jobs, refusal
 from paltrain.errors import ClusterError
@@ -170,7 +170,6 @@ def _submit_again(
             f"{submission['name']} cannot be submitted again: its batch script {script} is gone; "
             f"launch it again with the command in {folder.launch}"
         )
-    import submitit
 
     text = script_again(script.read_text(encoding="utf-8"), tasks=tasks, dependency=dependency)
     waiting = folder.slurm / f".again-{uuid4().hex}.sh"

@@ -69,6 +69,7 @@ class Import:
     is_at_top: bool  # runs while the module loads
 
 
+@cache
 def modules() -> dict[str, Path]:
     """Every module of the project by its dotted name."""
     files = [

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.folder import find_job
-from cluster.job_report import print_report, sync_wandb
-from cluster.job_tail import tail
-from cluster.monitor import show_list, watch_list
+from cluster.monitor.follow import show_list, watch_list
+from cluster.monitor.report import print_report, sync_wandb
+from cluster.monitor.tail import tail
 from cluster.requeue import cancel, requeue
 from paltrain.cli import main_guard
 

@@ -18,9 +18,9 @@ import sys
 from collections.abc import Sequence
 
 from cluster.chain import read_chain
-from cluster.check import report, require
 from cluster.dry_run import dry_run
-from cluster.monitor import follow
+from cluster.monitor.follow import follow
+from cluster.preflight.check import report, require
 from cluster.profiles import AUTO, Scheduler
 from cluster.start import run_here, submit_chain
 from paltrain.cli import config_parser, main_guard, parse_config_arguments

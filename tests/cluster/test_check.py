@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import check_child
 from cluster.chain import read_chain
-from cluster.check import findings_of, problems_of, report, require
-from cluster.check_child import Child, key_of
 from cluster.job import Job
+from cluster.preflight import child as child_module
+from cluster.preflight.check import findings_of, problems_of, report, require
+from cluster.preflight.child import Child, key_of
 from paltrain.cli import config_parser, parse_config_arguments
 from paltrain.data.manifest import Clip, read_manifest, write_manifest
 from paltrain.data.shards import shard_index_path, shard_path
@@ -199,7 +199,7 @@ def test_the_child_is_asked_once_and_remembered(tmp_path):
     started = time.monotonic()
     assert not problems_of(chain)
     assert time.monotonic() - started < 1.0  # importing torch alone takes longer
-    assert check_child.fingerprint() in json.loads(check_child.cache_file().read_text())
+    assert child_module.fingerprint() in json.loads(child_module.cache_file().read_text())
 
 
 def test_another_environment_asks_again(tmp_path, monkeypatch):
@@ -236,7 +236,7 @@ def test_a_bad_answer_is_not_kept_and_a_dying_child_blames_what_it_tried(tmp_pat
     assert "No module named 'absent_module'" in said["absent_module"]["error"]
     assert "ended with exit code 7" in said["deadly"]["error"]
     assert "not looked at" in said["json"]["error"]
-    (kept,) = json.loads(check_child.cache_file().read_text()).values()
+    (kept,) = json.loads(child_module.cache_file().read_text()).values()
     assert list(kept) == [key_of({"what": "import", "name": "yaml"})]
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from cluster.attempts import note_submission
 from cluster.folder import JobFolder, add_line, read_lines
-from cluster.job_report import attempts_of, gpu_hours, report_lines
-from cluster.job_state import State
-from cluster.job_view import read_views, view
+from cluster.monitor.report import attempts_of, gpu_hours, report_lines
+from cluster.monitor.state import State
+from cluster.monitor.view import read_views, view
 from cluster.queue import Queue, QueueState
 from cluster.requeue import script_again
 from paltrain.status import FAILED, FINISHED, RUNNING, write_json
@@ -199,6 +199,7 @@ def test_a_script_may_wait_for_another_job_again():
 
 
 @pytest.mark.slurm
+@pytest.mark.slurm_long
 @pytest.mark.distributed
 def test_a_run_is_listed_cancelled_and_goes_on_from_its_frozen_script(slurm, tmp_path):
     config = write_run(tmp_path, checkpoint={"every_steps": 5})
@@ -227,6 +228,7 @@ def test_a_run_is_listed_cancelled_and_goes_on_from_its_frozen_script(slurm, tmp
 
 
 @pytest.mark.slurm
+@pytest.mark.slurm_long
 def test_a_chain_is_requeued_in_order_and_waits_again(slurm, tmp_path):
     first = write_run(tmp_path, run={"name": "first", "root": str(tmp_path / "runs")})
     second = write_run(tmp_path, run={"name": "second", "root": str(tmp_path / "runs")},
@@ -246,6 +248,7 @@ def test_a_chain_is_requeued_in_order_and_waits_again(slurm, tmp_path):
 
 
 @pytest.mark.slurm
+@pytest.mark.slurm_long
 def test_only_unfinished_tasks_of_an_array_go_again_and_the_merge_after_them(slurm, tmp_path):
     """The batch script stands in for a tool: it says what the tool's status file would say."""
     job = JobFolder(tmp_path / "runs" / "feats")
@@ -292,6 +295,7 @@ def test_only_unfinished_tasks_of_an_array_go_again_and_the_merge_after_them(slu
 
 
 @pytest.mark.slurm
+@pytest.mark.slurm_long
 def test_following_a_launch_ends_with_the_runs(slurm, tmp_path):
     config = write_run(tmp_path, stage={"steps": 5})
     said = launch(write_profile(tmp_path), config, "--follow")

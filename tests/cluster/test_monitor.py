@@ -9,12 +9,12 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from cluster import monitor
 from cluster.attempts import note_asked, note_submission
 from cluster.folder import JobFolder, add_line, find_job, jobs_below
-from cluster.job_state import State, span
-from cluster.job_view import read_views, view
-from cluster.jobs_table import table_of
+from cluster.monitor import follow
+from cluster.monitor.state import State, span
+from cluster.monitor.table import table_of
+from cluster.monitor.view import read_views, view
 from cluster.queue import Queue, QueueState
 from paltrain.errors import ConfigError
 from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, write_json
@@ -287,12 +287,12 @@ def test_the_list_is_whole_in_a_file(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     job = make(tmp_path, LONG)
     submit(job)
-    monitor.show_list(tmp_path)
+    follow.show_list(tmp_path)
     out = capsys.readouterr().out
     assert LONG in out
     assert "Slurm does not answer" in out
     with pytest.raises(ConfigError, match="does not exist"):
-        monitor.show_list(job.whole.path.parent / "none")
+        follow.show_list(job.whole.path.parent / "none")
 
 
 @pytest.mark.parametrize(("last", "code"), [(FINISHED, 0), (FAILED, 1)])
@@ -321,7 +321,7 @@ def test_following_tells_each_change_and_how_it_ended(tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(Queue, "read", classmethod(look))
     monkeypatch.setattr(Queue, "look_up", lambda self, ids: list(ids))
-    assert monitor.follow([job], every_s=0) == code
+    assert follow.follow([job], every_s=0) == code
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "base: queued (Priority)",
@@ -341,7 +341,7 @@ def test_following_does_not_take_silence_of_slurm_for_the_end(tmp_path, capsys, 
     answers = iter([False, False, False, True, True])
     monkeypatch.setattr(Queue, "read", classmethod(lambda cls: queue_of(is_there=next(answers))))
     monkeypatch.setattr(Queue, "look_up", lambda self, ids: list(ids))
-    assert monitor.follow([job], every_s=0) == 1
+    assert follow.follow([job], every_s=0) == 1
     assert next(answers, None) is None
 
 
@@ -353,7 +353,7 @@ def test_ctrl_c_ends_the_watching_alone(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Queue, "read", classmethod(interrupt))
-    assert monitor.follow([job]) == 130
+    assert follow.follow([job]) == 130
     assert "the jobs go on" in capsys.readouterr().err
 
 

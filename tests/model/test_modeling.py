@@ -24,7 +24,12 @@ def test_save_and_load_round_trip_gives_the_same_logits(family: str, tie: bool, 
     batch = mixed_batch(("a", "b"))
     model.save_pretrained(tmp_path)
     for loaded in (PalModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-        assert torch.equal(loaded.eval().text_logits(batch), model.text_logits(batch))
+        logits = loaded.eval().text_logits(batch)
+        weights, own = loaded.state_dict(), model.state_dict()
+        assert weights.keys() == own.keys()
+        assert all(torch.equal(weights[name], own[name]) for name in own)
+        # Where a file's weights lie in memory decides which kernel a CPU takes: equal to rounding.
+        torch.testing.assert_close(logits, model.text_logits(batch), rtol=1e-12, atol=1e-13)
         head, embeddings = loaded.get_output_embeddings(), loaded.get_input_embeddings()
         assert (head.weight is embeddings.weight) == tie
     config = PalConfig.from_pretrained(tmp_path)

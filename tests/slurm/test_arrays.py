@@ -65,6 +65,7 @@ def test_a_task_that_dies_is_requeued_alone_and_the_merge_waits_for_it(slurm, tm
     assert folder.merge.status.read()["state"] == "finished"
 
 
+@pytest.mark.slurm_long
 def test_the_merge_says_what_is_missing_and_a_rerun_does_only_that(slurm, tmp_path, config):
     slurm.hold("normal")
     folder, array, merge = submit(tmp_path, config)

@@ -75,6 +75,7 @@ def test_a_finished_run_is_left_alone(trained):
     assert "finished already" in said
 
 
+@pytest.mark.slurm_long
 def test_a_later_edit_of_the_checkout_does_not_change_a_queued_job(slurm, tmp_path):
     """The job runs the code in its folder, even where the checkout is its working directory."""
     config = write_run(tmp_path, stage={"steps": 1}, launch={"nodes": 1})

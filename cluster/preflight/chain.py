@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.check_child import Child
 from cluster.job import Job
+from cluster.preflight.child import Child
 from paltrain.config.schema import FeaturesConfig, TrainConfig
 from paltrain.errors import ManifestError, PaltrainError
 

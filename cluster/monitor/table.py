@@ -17,8 +17,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.job_state import State, shortened, span
-from cluster.job_view import JobView, PartView
+from cluster.monitor.state import State, shortened, span
+from cluster.monitor.view import JobView, PartView
 
 HEADS = ("RUN", "JOB", "STATE", "STEP", "LOSS", "Q/S", "ETA", "BEAT", "RESTARTS")
 GAP = 2

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.check_chain import Chain, Findings, Stamp
-from cluster.check_weights import encoder_stamp
 from cluster.job import Job
+from cluster.preflight.chain import Chain, Findings, Stamp
+from cluster.preflight.weights import encoder_stamp
 from paltrain.config.schema import FeaturesConfig
 from paltrain.data.rejected import read_rejected
 from paltrain.data.shards import finished_shards, read_assignment, read_stamp, shard_path

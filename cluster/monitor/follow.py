@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.text import Text
 
 from cluster.folder import JobFolder, jobs_below
-from cluster.job_state import State, shortened
-from cluster.job_view import JobView, read_views
-from cluster.jobs_table import console_for_output, counts, progress, table_of, word
+from cluster.monitor.state import State, shortened
+from cluster.monitor.table import console_for_output, counts, progress, table_of, word
+from cluster.monitor.view import JobView, read_views
 from cluster.queue import Queue, QueueState
 from paltrain.cli import EXIT_INTERRUPTED
 from paltrain.errors import ConfigError

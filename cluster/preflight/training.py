@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.check_chain import Chain, Findings, Need, Stamp, is_done
-from cluster.check_data import Wanted, look_at_data
-from cluster.check_model import llm_fields, look_at_model, start_of, stream_specs
 from cluster.job import Job
+from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
+from cluster.preflight.data import Wanted, look_at_data
+from cluster.preflight.model import llm_fields, look_at_model, start_of, stream_specs
 from paltrain.config.schema import Dtype, TrainConfig
 from paltrain.errors import ConfigError, PaltrainError
 from paltrain.run_folder import check_same

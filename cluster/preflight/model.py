@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.check_chain import Chain, Findings, Stamp
-from cluster.check_weights import (
+from cluster.job import Job
+from cluster.preflight.chain import Chain, Findings, Stamp
+from cluster.preflight.weights import (
     CONFIG,
     faults_of_weights,
     local_folder,
     read_json,
     size_of_weights,
 )
-from cluster.job import Job
 from paltrain.config.schema import TrainConfig
 from paltrain.data.shards import stamp_differences
 from paltrain.model.build import FORM_FIELDS, stream_spec, template_fields, tokenizer_source

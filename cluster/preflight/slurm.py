@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from cluster import slurm
-from cluster.check_chain import Findings, is_done
 from cluster.job import Job
+from cluster.preflight.chain import Findings, is_done
 from cluster.profiles import Scheduler, account_of, faults_of_size
 from paltrain.errors import ClusterError, ConfigError
 

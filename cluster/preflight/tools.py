@@ -12,17 +12,17 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from cluster.check_chain import Chain, Findings, Need
-from cluster.check_data import Wanted, look_at_data
-from cluster.check_model import other_encoder, stream_specs
-from cluster.check_weights import (
+from cluster.job import Job
+from cluster.preflight.chain import Chain, Findings, Need
+from cluster.preflight.data import Wanted, look_at_data
+from cluster.preflight.model import other_encoder, stream_specs
+from cluster.preflight.weights import (
     CONFIG,
     encoder_stamp,
     faults_of_weights,
     local_folder,
     read_json,
 )
-from cluster.job import Job
 from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.data.shards import (
     COMPARED,

@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.attempts import n_restarts, reached
 from cluster.folder import JobFolder, Part, read_lines
-from cluster.job_state import (
+from cluster.monitor.state import (
     State,
     first_line,
     state_after,

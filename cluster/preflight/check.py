@@ -1,11 +1,11 @@
 """Before a job queues: what would fail, or wait for ever, after it. Everything at once.
 
 1. files        of each job, in order: manifests, stores, models, tokenizers, folders; what earlier
-                jobs of the chain will make is not looked for (`check_training`, `check_tools`)
+                jobs of the chain will make is not looked for (`training`, `tools`)
 2. the child    what only torch knows of all jobs, from one process or from what it said before
-                (`check_child`)
+                (`child`)
 3. room         of all jobs together, by file system
-4. Slurm        options, sizes and account of each job (`check_slurm`)
+4. Slurm        options, sizes and account of each job (`slurm`)
 
 Imports no torch. A chain of four costs a tenth of a second beyond opening its manifests and
 stores, some seconds more when the child is needed.
@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from cluster.check_chain import Chain, Findings, Need
-from cluster.check_slurm import look_at_slurm
-from cluster.check_tools import look_at_evaluation, look_at_features
-from cluster.check_training import look_at_training
 from cluster.job import KIND_OF, Job, Role
+from cluster.preflight.chain import Chain, Findings, Need
+from cluster.preflight.slurm import look_at_slurm
+from cluster.preflight.tools import look_at_evaluation, look_at_features
+from cluster.preflight.training import look_at_training
 from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import EXIT_USER_ERROR, ConfigError
 

@@ -1,0 +1,1 @@
+"""Before a job queues: what would fail, or wait for ever, after it."""
