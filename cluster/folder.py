@@ -173,15 +173,21 @@ def find_job(name: str, root: Path) -> tuple[str, JobFolder]:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSON-lines file; none where it is missing; a torn last line is left out."""
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """The records of a JSON-lines file; none where it is missing; a line cut off is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def add_line(path: Path, record: dict[str, Any]) -> None:
-    """Append one record."""
+    """Append one record, on a line of its own even if the one before was cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        is_torn = end > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * is_torn + json.dumps(record).encode() + b"\n")

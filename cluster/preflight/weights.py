@@ -7,11 +7,11 @@ read, so any model costs milliseconds.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.hub import find_in_cache
 from paltrain.config.schema import EncoderConfig
 from paltrain.errors import ModelError
 
@@ -37,24 +37,17 @@ def local_folder(
                 f"{key}: the folder {name} has no {file}: name one that `save_pretrained` wrote"
             )
         return folder
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     try:
-        found = try_to_load_from_cache(
-            name, file, cache_dir=_hub_cache(environment), revision=revision
-        )
-    except HFValidationError as error:
-        raise ModelError(
-            f"{key}: there is no folder {name}, and a hub name it cannot be either: correct it"
-        ) from error
-    if not isinstance(found, str):
+        found = find_in_cache(name, file=file, environment=environment, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from error
+    if found is None:
         wanted = f" --revision {revision}" if revision else ""
         raise ModelError(
             f"{key}: {name} is neither a folder nor in the local hub cache, and the job may have "
             f"no network: `hf download {name}{wanted}` where there is one (on a login node)"
         )
-    return Path(found).parent
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,12 +151,3 @@ def _header(path: Path, size: int) -> tuple[int, dict[str, Any]] | None:
             return None
     tensors.pop("__metadata__", None)
     return n_bytes, tensors
-
-
-def _hub_cache(environment: Mapping[str, str]) -> str | None:
-    """The hub's cache in a job; None: where this process has its own."""
-    if "HF_HUB_CACHE" in environment:
-        return os.path.expandvars(environment["HF_HUB_CACHE"])
-    if "HF_HOME" in environment:
-        return os.path.join(os.path.expandvars(environment["HF_HOME"]), "hub")
-    return None
