@@ -17,9 +17,10 @@ from uuid import uuid4
 
 from cluster.attempts import note_asked, note_submission
 from cluster.folder import JobFolder, add_line, jobs_below, read_lines
+from cluster.monitor.parts import PartView
 from cluster.monitor.state import State
 from cluster.monitor.table import word
-from cluster.monitor.view import JobView, PartView, read_views, task_submissions
+from cluster.monitor.view import JobView, read_views, task_submissions
 from cluster.queue import Queue
 from cluster.slurm import check_installed, outside_of_jobs, refusal
 from paltrain.errors import ClusterError

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.folder import JobFolder, Part, read_lines
+from cluster.monitor.parts import PartView
 from cluster.monitor.state import State, first_line, shortened, span
 from cluster.monitor.table import counts, progress, word
-from cluster.monitor.view import JobView, PartView, offline_runs, read_views
+from cluster.monitor.view import JobView, offline_runs, read_views
 from paltrain.slices import number_ranges
 
 LABEL_WIDTH = 12

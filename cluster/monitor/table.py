@@ -17,8 +17,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from cluster.monitor.parts import PartView
 from cluster.monitor.state import State, shortened, span
-from cluster.monitor.view import JobView, PartView
+from cluster.monitor.view import JobView
 
 HEADS = ("RUN", "JOB", "STATE", "STEP", "LOSS", "Q/S", "ETA", "BEAT", "RESTARTS")
 GAP = 2

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TextIO
 
 from cluster.folder import JobFolder, Part
+from cluster.monitor.parts import PartView
 from cluster.monitor.report import attempts_of
 from cluster.monitor.state import State
 from cluster.monitor.table import word
-from cluster.monitor.view import JobView, PartView, read_views
+from cluster.monitor.view import JobView, read_views
 from paltrain.errors import ConfigError
 from paltrain.slices import number_ranges
 
