@@ -14,13 +14,22 @@ which, changes nothing and exits with code 2.
 
   python tools/precompute_features.py CONFIG slice=3/64                 one of 64 array tasks
   python tools/precompute_features.py CONFIG --merge 64                 all is there: join the lists
+
+A store that is there can be looked at, checked and mended, without CONFIG. `verify` reads every
+byte and exits with code 2 if anything is wrong. `repair` makes lost indexes again from the tars
+and moves damaged shards to STORE/aside, so that the same command as before makes them again.
+
+  python tools/precompute_features.py show STORE                        how far it is; room for more
+  python tools/precompute_features.py verify STORE                      every fault, and its remedy
+  python tools/precompute_features.py repair STORE
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,15 +46,21 @@ from paltrain.cli import (
     slice_command,
 )
 from paltrain.config.schema import FeaturesConfig
-from paltrain.slices import EVERYTHING, parse_slice
+from paltrain.slices import EVERYTHING, number_ranges, parse_slice
 
 if TYPE_CHECKING:
     from paltrain.cli import Progress as Told
 
 DEFAULT_CONFIG = "configs/quickstart/features.yaml"
+STORE_COMMANDS = ("show", "verify", "repair")
+GB = 1e9
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in STORE_COMMANDS:
+        about_store(words)
+        return
     parser = config_parser(__doc__, default_configs=[DEFAULT_CONFIG])
     add_slice_options(parser)
     arguments = parse_config_arguments(parser, argv)
@@ -127,6 +142,70 @@ def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) ->
         + (f" in {config.store}/rejected.jsonl" if report.n_rejected else "")
         + f"; {report.n_shards} shards"
     )
+
+
+def about_store(words: Sequence[str]) -> None:
+    """`show`, `verify` or `repair` STORE."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=STORE_COMMANDS)
+    parser.add_argument("store", type=Path, metavar="STORE", help="a folder of features")
+    arguments = parser.parse_args(words)
+    {"show": show, "verify": verify, "repair": repair}[arguments.what](arguments.store)
+
+
+def show(store: Path) -> None:
+    """What is there, and what is to come."""
+    from paltrain.data.overview import overview
+
+    seen = overview(store)
+    missing = f"; missing: {number_ranges(seen.missing)}" if seen.missing else ""
+    lost = f"; {seen.n_without_index} without an index: `repair`" if seen.n_without_index else ""
+    to_come = "unknown: no shard is there yet"
+    if seen.n_bytes_to_come is not None:
+        short = seen.n_bytes_to_come > seen.n_bytes_free
+        to_come = f"about {seen.n_bytes_to_come / GB:.3g} GB" + (" (NO ROOM)" if short else "")
+    print(
+        f"{store}: {seen.encoder}\n"
+        f"  shards    {seen.n_shards_done} of {seen.n_shards} done{missing}{lost}\n"
+        f"  clips     {seen.n_clips_done} of {seen.n_clips} have features, "
+        f"{seen.n_rejected} were set aside\n"
+        f"  space     {seen.n_bytes / GB:.3g} GB there, {to_come} to come, "
+        f"{seen.n_bytes_free / GB:.3g} GB free"
+    )
+
+
+def verify(store: Path) -> None:
+    """Raises StoreError with all findings."""
+    from paltrain.data.shards import finished_shards
+    from paltrain.data.verify import report_of, verify_store
+    from paltrain.errors import StoreError
+
+    with _progress_bar() as bar:
+        findings = verify_store(store, progress=_shards_read(bar))
+    if findings:
+        raise StoreError(report_of(store, findings))
+    print(f"{store}: {len(finished_shards(store))} shards are what was written")
+
+
+def repair(store: Path) -> None:
+    """Raises StoreError with what could not be repaired."""
+    from paltrain.data.repair import repair_store
+    from paltrain.data.verify import report_of
+    from paltrain.errors import StoreError
+
+    with _progress_bar() as bar:
+        report = repair_store(store, progress=_shards_read(bar))
+    for deed in report.deeds or [f"{store}: nothing to repair"]:
+        print(deed)
+    if report.left:
+        raise StoreError(f"not repaired, since it needs you: {report_of(store, report.left)}")
+
+
+def _shards_read(bar: Progress) -> Callable[[int, int], None]:
+    task = bar.add_task("shards", total=None, speed="")
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _device(device: str, encoder_type: str) -> str:

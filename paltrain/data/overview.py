@@ -1,0 +1,66 @@
+"""How far a feature store is: what is there, what is to come, and whether there is room for it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paltrain.data.rejected import read_rejected
+from paltrain.data.shards import (
+    finished_shards,
+    read_assignment,
+    read_stamp,
+    shard_index_path,
+    shard_path,
+)
+from paltrain.data.verify import load_index
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How far a store is. Clips of a shard that is done are features or rejected.
+
+    missing: numbers of the shards that are to be made. n_bytes: of all tars. n_bytes_to_come: by
+    the mean of what is there, None before there is anything.
+    """
+
+    encoder: str
+    n_shards: int
+    n_shards_done: int
+    missing: Sequence[int]
+    n_clips: int
+    n_clips_done: int
+    n_rejected: int
+    n_without_index: int
+    n_bytes: int
+    n_bytes_to_come: int | None
+    n_bytes_free: int
+
+
+def overview(folder: Path) -> Overview:
+    """Raises StoreError where there is no store. Reads no features."""
+    stamp = read_stamp(folder)
+    assignment, done = read_assignment(folder), finished_shards(folder)
+    missing = sorted(set(range(len(assignment))) - set(done))
+    indexes = [load_index(shard_index_path(folder, number))[0] for number in done]
+    n_bytes = sum(shard_path(folder, number).stat().st_size for number in done)
+    n_assigned_done = sum(len(assignment[n]) for n in done if n < len(assignment))
+    n_missing = sum(len(assignment[number]) for number in missing)
+    to_come = round(n_missing * n_bytes / n_assigned_done) if n_assigned_done else None
+    rejected = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+    return Overview(
+        encoder=f"{stamp['encoder']['type']}, {stamp['frame_rate_hz']:g} frames of width "
+        f"{stamp['width']} per second",
+        n_shards=len(done) + len(missing),
+        n_shards_done=len(done),
+        missing=missing,
+        n_clips=n_assigned_done + n_missing,
+        n_clips_done=sum(len(index) for index in indexes if index is not None),
+        n_rejected=len(rejected),
+        n_without_index=sum(index is None for index in indexes),
+        n_bytes=n_bytes,
+        n_bytes_to_come=to_come if missing else 0,
+        n_bytes_free=shutil.disk_usage(folder).free,
+    )
