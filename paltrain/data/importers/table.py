@@ -9,7 +9,6 @@ reason.
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from paltrain.data.importers.aside import write_rejected
+from paltrain.data.importers.rows import read_lines, records
 from paltrain.data.manifest import Clip, Question, write_manifest
 from paltrain.encoders.audio import is_silent, load_audio
 from paltrain.errors import AudioError, ManifestError, unknown_name
@@ -88,7 +89,7 @@ def import_table(
     imported.n_rows = sum(len(clip.questions) for clip in clips)
     out.mkdir(parents=True, exist_ok=True)
     imported.rejected.sort(key=lambda entry: entry["line"])
-    _write_rejected(imported)
+    write_rejected(imported.manifest.with_name("rejected.jsonl"), imported.rejected)
     if not clips:
         first = imported.rejected[0]["reason"] if imported.rejected else "the table has no rows"
         raise ManifestError(f"no row of {table} can be used; the first because {first}")
@@ -99,11 +100,11 @@ def import_table(
 def _rows(table: Path, imported: Imported) -> Iterator[Row]:
     """The rows that have all they need; the others are set aside."""
     try:
-        lines = table.read_bytes().split(b"\n")
-    except OSError as error:
-        raise ManifestError(f"--table {table} cannot be read: {error.strerror}") from error
+        lines = read_lines(table)
+    except ManifestError as error:
+        raise ManifestError(f"--table {error}") from error
     columns = _columns(table, lines)
-    for number, fields in _records(lines, imported):
+    for number, fields in records(lines, imported.set_aside):
         if number == 1 or not any(fields):
             continue
         if len(fields) != len(columns):
@@ -141,31 +142,6 @@ def _columns(table: Path, lines: list[bytes]) -> list[str]:
             f"{', '.join(REQUIRED)} and may name {', '.join(OPTIONAL)}"
         )
     return columns
-
-
-def _records(lines: list[bytes], imported: Imported) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields); lines that are no UTF-8 are set aside."""
-
-    def decoded() -> Iterator[str]:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r") + "\n"
-            except UnicodeDecodeError:
-                imported.set_aside(number, "is not UTF-8: save the table in that encoding")
-                yield "\n"
-
-    reader = csv.reader(decoded())
-    start = 1
-    while True:
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            imported.set_aside(start, f"is no CSV ({error})")
-            fields = []
-        yield start, fields
-        start = reader.line_num + 1
 
 
 def _drawn(audio: list[str], test_fraction: float, seed: int) -> set[str]:
@@ -212,12 +188,3 @@ def _questions(audio: str, rows: list[Row]) -> Iterator[Question]:
         seen[row.task] += 1
         name = f"{audio}/{row.task}-{seen[row.task]}"
         yield Question(name, row.task, row.question, row.answer, row.options)
-
-
-def _write_rejected(imported: Imported) -> None:
-    file = imported.manifest.with_name("rejected.jsonl")
-    if not imported.rejected:
-        file.unlink(missing_ok=True)
-        return
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in imported.rejected]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,310 @@
+"""What importers share: lines become clips, unusable ones are set aside, the rest goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from paltrain.data.importers import ask, folder, rows, youtube
+from paltrain.data.importers.aside import Aside
+from paltrain.data.importers.collect import Choice, Found, Imported, import_clips
+from paltrain.data.importers.recordings import AudioFolder, same_bytes
+from paltrain.data.index import Corpus
+from paltrain.data.manifest import Clip, read_manifest
+from paltrain.errors import ManifestError
+
+SPLITS = ("train", "val", "test")
+
+
+def sound(path: Path, *, seed: int = 0, seconds: float = 0.5) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = 0.1 * np.random.default_rng(seed).normal(size=round(8000 * seconds))
+    soundfile.write(path, noise, 8_000)
+    return path
+
+
+def gather(out: Path, *found: Found, **choice) -> Imported:
+    def read(aside: Aside, splits: Sequence[str]) -> Iterator[Found]:
+        yield from found
+
+    return import_clips(read, dataset="d", splits=SPLITS, out=out, choice=Choice(**choice))
+
+
+def line(audio: Path, answer: str, *, split: str = "train", number: int = 1, **fields) -> Found:
+    draft = ask.Draft("t", "What?", answer, **fields)
+    return Found(audio.name, audio, split, (draft,), "table.csv", number)
+
+
+def clips_of(imported: Imported) -> list[Clip]:
+    corpus = Corpus.open([imported.manifest])
+    assert all(corpus.audio_path(n).is_file() for n in range(corpus.n_clips))
+    return list(read_manifest(imported.manifest))
+
+
+def rejected(out: Path) -> list[dict]:
+    file = out / "rejected.jsonl"
+    return [json.loads(text) for text in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_lines_about_one_recording_become_one_clip_and_ask_each_question_once(tmp_path):
+    a = sound(tmp_path / "a.wav")
+    out = tmp_path / "out"
+    imported = gather(out, line(a, "x"), line(a, "y"), line(a, "x"))
+    (clip,) = clips_of(imported)
+    assert clip.id == "d/a.wav"
+    assert clip.duration_s == pytest.approx(0.5)
+    assert [(q.id, q.answer) for q in clip.questions] == [
+        ("d/a.wav/t-1", "x"),
+        ("d/a.wav/t-2", "y"),
+    ]
+    assert imported.report() == "1 clips and 2 questions taken; nothing set aside"
+
+
+def test_a_closed_question_with_two_answers_keeps_the_first(tmp_path):
+    a = sound(tmp_path / "a.wav")
+    both = [line(a, x, number=n, options=("x", "y")) for n, x in enumerate("xyx", 1)]
+    (clip,) = clips_of(gather(tmp_path / "out", *both))
+    assert [q.answer for q in clip.questions] == ["x"]
+    (entry,) = rejected(tmp_path / "out")
+    assert (entry["kind"], entry["line"]) == ("contradiction", 2)
+    assert "'y', but 'x' was said before" in entry["reason"]
+
+
+def test_missing_and_unreadable_recordings_are_set_aside_with_their_lines(tmp_path):
+    good = sound(tmp_path / "good.wav")
+    (tmp_path / "text.wav").write_text("no audio")
+    found = [
+        line(tmp_path / "gone.wav", "x", number=2),
+        line(tmp_path / "text.wav", "x", number=3),
+        line(good, "x", number=4),
+    ]
+    imported = gather(tmp_path / "out", *found)
+    assert len(clips_of(imported)) == 1
+    entries = rejected(tmp_path / "out")
+    assert [(e["line"], e["kind"]) for e in entries] == [
+        (2, "missing file"),
+        (3, "unreadable recording"),
+    ]
+    assert entries[0]["reason"] == f"{tmp_path / 'gone.wav'} is missing"
+    assert "missing file 1, unreadable recording 1" in imported.report()
+    assert "table.csv:3: " in imported.report()
+
+
+def test_the_same_bytes_under_two_names_become_one_clip_with_the_questions_of_both(tmp_path):
+    a, b, other = (
+        sound(tmp_path / f"{name}.wav", seed=name == "other") for name in ("a", "b", "other")
+    )
+    imported = gather(tmp_path / "out", line(a, "x"), line(b, "y", number=2), line(other, "z"))
+    clips = clips_of(imported)
+    assert [(c.id, [q.answer for q in c.questions]) for c in clips] == [
+        ("d/a.wav", ["x", "y"]),
+        ("d/other.wav", ["z"]),
+    ]
+    (entry,) = rejected(tmp_path / "out")
+    assert (entry["kind"], entry["line"]) == ("duplicate", 2)
+    assert entry["reason"].startswith("b.wav is the same recording as a.wav, which has the quest")
+    kept = gather(tmp_path / "out", line(a, "x"), line(b, "y"), dedupe=False)
+    assert len(clips_of(kept)) == 2
+    assert not rejected(tmp_path / "out")
+
+
+def test_a_duplicate_of_a_test_recording_is_taken_out_of_training(tmp_path):
+    a, b = sound(tmp_path / "a.wav"), sound(tmp_path / "b.wav")
+    out = tmp_path / "out"
+    (clip,) = clips_of(gather(out, line(a, "x"), line(b, "y", split="test")))
+    assert (clip.id, clip.split, [q.answer for q in clip.questions]) == ("d/b.wav", "test", ["y"])
+    assert "of split test: its 1 questions are left out" in rejected(out)[0]["reason"]
+    (clip,) = clips_of(gather(out, line(a, "x"), line(a, "y", split="test", number=2)))
+    assert (clip.split, [q.answer for q in clip.questions]) == ("test", ["y"])
+    assert rejected(out)[0]["kind"] == "in two splits"
+
+
+def test_only_files_that_differ_nowhere_are_the_same(tmp_path):
+    blocks = [b"a" * 200_000, b"a" * 200_000, b"b" + b"a" * 199_999, b"c" * 200_000, b"a" * 10]
+    paths = [tmp_path / f"{n}" for n in range(len(blocks))]
+    for path, content in zip(paths, blocks, strict=True):
+        path.write_bytes(content)
+    sizes = {path: path.stat().st_size for path in paths}
+    assert same_bytes(sizes) == [paths[:2]]
+
+
+def test_limit_takes_the_first_clips_of_each_split_that_are_there(tmp_path):
+    found = [line(tmp_path / "gone.wav", "x")]
+    for n in range(6):
+        audio = sound(tmp_path / f"{n}.wav", seed=n)
+        found.append(line(audio, "x", split="test" if n % 2 else "train"))
+    clips = clips_of(gather(tmp_path / "out", *found, limit=2))
+    assert [clip.id for clip in clips] == ["d/0.wav", "d/1.wav", "d/2.wav", "d/3.wav"]
+
+
+def test_splits_choose_and_unknown_ones_are_named(tmp_path):
+    found = line(sound(tmp_path / "a.wav"), "x"), line(sound(tmp_path / "b.wav"), "y", split="test")
+    (clip,) = clips_of(gather(tmp_path / "out", *found, splits=("train",)))
+    assert clip.id == "d/a.wav"
+    with pytest.raises(ManifestError, match=r"unknown split 'tset' \(did you mean 'test'"):
+        gather(tmp_path / "out", *found, splits=("tset",))
+
+
+def test_where_nothing_can_be_used_the_first_reason_is_told(tmp_path):
+    gone = line(tmp_path / "gone.wav", "x")
+    with pytest.raises(
+        ManifestError, match=r"nothing of d can be used; the first .*gone\.wav is mi"
+    ):
+        gather(tmp_path / "out", gone)
+    assert rejected(tmp_path / "out")
+    with pytest.raises(ManifestError, match="because there is no line"):
+        gather(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_finds(tmp_path):
+    found = [line(sound(tmp_path / f"{n}.wav", seed=n // 2), "x", number=n) for n in range(140)]
+    found.append(line(tmp_path / "gone.wav", "x"))
+    seen = []
+    for workers in (1, 2):
+        out = tmp_path / f"out{workers}"
+        seen.append((clips_of(gather(out, *found, workers=workers)), rejected(out)))
+    assert seen[0] == seen[1]
+    assert len(seen[0][0]) == 70
+
+
+def test_a_name_in_several_folders_is_chosen_by_the_split_or_set_aside(tmp_path):
+    for folder_name in ("train", "other"):
+        sound(tmp_path / folder_name / "abc.wav")
+    sound(tmp_path / "train" / "abc.flac")
+    sound(tmp_path / ".hidden" / "abc.wav")
+    aside, audio = Aside(), AudioFolder(tmp_path)
+    common = {"clip": "abc_30", "aside": aside, "file": "t.csv", "line": 3}
+    names = youtube.names_of("abc", "30", None) + youtube.names_of("abc", None, None)
+    assert youtube.choose(audio, names, near="train", **common) == tmp_path / "train" / "abc.wav"
+    assert youtube.choose(audio, names, near="val", **common) is None
+    assert youtube.choose(audio, ["none"], near="val", **common) is None
+    assert [entry["kind"] for entry in aside.entries] == ["ambiguous file name", "missing file"]
+    assert "abc_30 may be any of " in str(aside.entries[0]["reason"])
+
+
+def test_names_of_a_piece_of_a_video():
+    assert youtube.names_of("a", "30.000", "40.000") == [
+        f"{y}a_{times}"
+        for times in ("30.000_40.000", "30_40", "30000_40000", "30.000", "30", "30000")
+        for y in ("", "Y")
+    ]
+    assert not youtube.is_seconds("x")
+    assert not youtube.is_seconds("-1")
+
+
+def test_broken_lines_of_a_table_are_set_aside(tmp_path):
+    file = tmp_path / "t.csv"
+    aside = Aside()
+    file.write_bytes(b'\xef\xbb\xbfa,b\r\n1,"2, 3"\r\n\r\n4\r\n5,caf\xe9\r\n6,7\r\n')
+    found = list(rows.read_rows(file, needs=("a",), aside=aside, name="t.csv"))
+    assert [(row.line, row["a"], row["b"]) for row in found] == [(2, "1", "2, 3"), (6, "6", "7")]
+    assert [(e["line"], e["reason"]) for e in aside.entries] == [
+        (4, "1 fields for the columns a, b"),
+        (5, "is not UTF-8: save the table in that encoding"),
+    ]
+    with pytest.raises(ManifestError, match=r"has no column c: its first line must name a, c, nam"):
+        list(rows.read_rows(file, needs=("a", "c"), aside=aside, name="t.csv"))
+    with pytest.raises(ManifestError, match=r"no\.csv cannot be read: No such file"):
+        list(rows.read_rows(tmp_path / "no.csv", needs=("a",), aside=aside, name="no.csv"))
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
+def test_a_json_list_is_read_in_chunks(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(rows, "CHUNK_CHARS", chunk)
+    entries = [{"a": "x]}", "b": [1, {"c": "é"}]}, 12, "text", {}, None]
+    file = tmp_path / "t.json"
+    for text in (json.dumps(entries), json.dumps(entries, indent=1, ensure_ascii=False)):
+        file.write_text(text, encoding="utf-8")
+        assert list(rows.read_json_list(file)) == [*enumerate(entries, 1)]
+    file.write_text("[]")
+    assert list(rows.read_json_list(file)) == []
+    file.write_text('[{"a": 1}, {"a": 2')
+    with pytest.raises(ManifestError, match=r"breaks off, or is no JSON, at '\{\"a\": 2'"):
+        list(rows.read_json_list(file))
+    file.write_text('{"a": 1}')
+    with pytest.raises(ManifestError, match="must be a JSON list"):
+        list(rows.read_json_list(file))
+
+
+def test_options_where_the_labels_are_few_and_words_where_they_are_fewer():
+    few, many = [f"l{n}" for n in range(3)], [f"l{n}" for n in range(200)]
+    assert (
+        ask.classify("l1", labels=few).instruction
+        == "Which of these sounds is heard: l0, l1 or l2?"
+    )
+    assert ask.classify("l1", labels=few).options == ("l0", "l1", "l2")
+    some = ask.classify("l1", labels=many[:50])
+    assert (some.instruction, len(some.options or ())) == ("Which sound is heard?", 50)
+    assert ask.classify("l1", labels=many).options is None
+
+
+def test_captions_are_questions_in_training_and_references_elsewhere():
+    captions = ("a", "b", "a")
+    assert [(d.answer, d.references) for d in ask.describe(captions, split="train")] == [
+        ("a", ("b",)),
+        ("b", ("a",)),
+    ]
+    assert [(d.answer, d.references) for d in ask.describe(captions, split="test")] == [
+        ("a", ("b",))
+    ]
+    assert ask.describe(["a"], split="test")[0].references is None
+
+
+def test_which_comes_first_is_asked_where_it_can_be_told():
+    draft = ask.which_first([(3.0, "bell"), (1.0, "dog"), (2.0, "dog")], clip="c")
+    assert draft is not None
+    assert draft.answer == "dog"
+    assert sorted(draft.options or ()) == ["bell", "dog"]
+    assert {ask.which_first([(0.0, "a"), (9.0, "b")], clip=c).options for c in "abcdef"} == {
+        ("a", "b"),
+        ("b", "a"),
+    }
+    assert ask.which_first([(1.0, "a"), (1.3, "b"), (5.0, "c")], clip="c") is None
+    assert ask.which_first([(1.0, "a"), (5.0, "a")], clip="c") is None
+
+
+def test_a_plain_folder_gives_labels_by_sub_folder(tmp_path):
+    data = tmp_path / "data"
+    for n in range(10):
+        sound(data / "glass_breaking" / f"{n}.wav", seed=n)
+        sound(data / "dog" / "deeper" / f"{n}.flac", seed=100 + n)
+    sound(data / "stray.wav", seed=500)
+    (data / "dog" / "notes.txt").write_text("no recording")
+    (data / "dog" / "broken.mp3").write_bytes(b"")
+
+    def read(aside: Aside, splits: Sequence[str]) -> Iterator[Found]:
+        return folder.read(data, aside, splits, test_fraction=0.2)
+
+    out = tmp_path / "out"
+    imported = import_clips(read, dataset="data", splits=folder.SPLITS, out=out, choice=Choice())
+    clips = clips_of(imported)
+    tested = [clip for clip in clips if clip.split == "test"]
+    assert len(clips) == 20
+    assert sorted(c.questions[0].answer for c in tested) == ["dog"] * 2 + ["glass breaking"] * 2
+    assert clips[0].questions[0].options == ("dog", "glass breaking")
+    assert [(e["file"], e["kind"]) for e in rejected(out)] == [
+        ("stray.wav", "empty label or text"),
+        ("dog/broken.mp3", "unreadable recording"),
+    ]
+    again = import_clips(read, dataset="data", splits=folder.SPLITS, out=out, choice=Choice())
+    assert clips_of(again) == clips
+
+
+def test_folders_named_as_splits_are_splits(tmp_path):
+    data = tmp_path / "data"
+    for n, split in enumerate(("train", "Validation", "test")):
+        sound(data / split / "dog" / "1.wav", seed=n)
+    found = list(folder.read(data, Aside(), SPLITS))
+    assert {f.split: f.clip for f in found} == {
+        "train": "train/dog/1.wav",
+        "val": "Validation/dog/1.wav",
+        "test": "test/dog/1.wav",
+    }
+    with pytest.raises(ManifestError, match=r"--data .*none is no folder"):
+        list(folder.read(tmp_path / "none", Aside(), SPLITS))
