@@ -3,26 +3,38 @@
 
   python tools/prepare_data.py soundscapes                      the quickstart's synthetic scenes
   python tools/prepare_data.py table --audio-dir DIR --table questions.csv --out data/mine
+  python tools/prepare_data.py folder --data DIR --out data/mine        DIR/LABEL/*.wav
+  python tools/prepare_data.py esc50 --data ESC-50-master --out data/esc50 --test-fold 1
 
 `table` reads a CSV file with the columns audio, question, answer and, if you like, task, split and
-options (separated by |). Rows that cannot be used are set aside in OUT/rejected.jsonl with their
-line and reason, and the rest goes on.
+options (separated by |). The others read public data sets as they are downloaded; COMMAND --help
+has the layout. What cannot be used is set aside in OUT/rejected.jsonl with its line and reason, and
+the rest goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from rich.progress import Progress
 
 from paltrain.cli import main_guard
+from paltrain.data import importers
 from paltrain.data.importers.summary import summarize
 
 Arguments = argparse.Namespace
+
+OPENAQA_EXAMPLE = "--data openaqa_5.6M.json --map /data/sls/audioset=downloads/audioset"
+AUDIOSET_EXAMPLE = "--data downloads/audioset --parts balanced,unbalanced,eval --workers 16"
+ESC50_EXAMPLE = "--data ESC-50-master --test-fold 1"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,6 +72,27 @@ def table(arguments: Arguments) -> None:
     print(summarize(imported.manifest))
 
 
+def data_set(arguments: Arguments) -> None:
+    """Import a public layout: `arguments.layout` is its module in paltrain.data.importers."""
+    from paltrain.data.importers.collect import Choice, import_clips
+
+    module = import_module(f"paltrain.data.importers.{arguments.layout}")
+    options = {name: getattr(arguments, name) for name in arguments.options}
+    read: Callable[..., Any] = partial(module.read, arguments.data, **options)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("recordings", total=None)
+        imported = import_clips(
+            read,
+            dataset=getattr(module, "DATASET", arguments.data.resolve().name),
+            splits=module.SPLITS,
+            out=arguments.out,
+            choice=Choice(arguments.splits, arguments.limit, arguments.workers, arguments.dedupe),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print(imported.report())
+    print(summarize(imported.manifest))
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
@@ -87,7 +120,105 @@ def _parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--seed", type=int, default=0, help="of that choice")
     own.set_defaults(run=table)
+    _add_data_sets(commands)
     return parser
+
+
+def _add_data_sets(commands: Any) -> None:
+    """A command for each public layout, with the options that its `read` takes."""
+    plain = _data_set(commands, "folder", "a folder whose sub-folders are labels")
+    plain.add_argument("--test-fraction", type=float, default=0.1, help="default: 0.1")
+    plain.add_argument("--seed", type=int, default=0, help="of the drawn test")
+    plain.set_defaults(options=("test_fraction", "seed"))
+
+    openaqa = _data_set(commands, "openaqa", "LTU's questions", example=OPENAQA_EXAMPLE)
+    openaqa.add_argument("--audio-dir", type=Path, help="where to look for recordings by name")
+    openaqa.add_argument(
+        "--map",
+        dest="moved",
+        type=_moved,
+        action="append",
+        metavar="OLD=NEW",
+        help="a folder of audio_id, and what it is here; may be repeated",
+    )
+    openaqa.set_defaults(options=("audio_dir", "moved"))
+
+    audioset = _data_set(
+        commands, "audioset", "tags; 20k, 2M and strong labels", example=AUDIOSET_EXAMPLE
+    )
+    _add_audio_dir(audioset, "audio_dir", "parts")
+    audioset.add_argument(
+        "--parts",
+        type=_names,
+        default=("balanced", "eval"),
+        help="of balanced, unbalanced, eval, strong_train, strong_eval (default: balanced,eval, "
+        "which is AudioSet-20k; with unbalanced it is 2M)",
+    )
+    _add_audio_dir(_data_set(commands, "audiocaps", "captions of AudioSet clips"), "audio_dir")
+    _add_audio_dir(_data_set(commands, "dcase2017", "task 4: tags of 17 sounds"), "audio_dir")
+    _data_set(commands, "clotho", "five captions a clip")
+    _data_set(commands, "vocalsound", "six sounds of the voice")
+    _data_set(commands, "fsd50k", "tags of 200 classes")
+
+    esc50 = _data_set(commands, "esc50", "50 classes in 5 folds", example=ESC50_EXAMPLE)
+    esc50.add_argument(
+        "--test-fold", type=int, choices=range(1, 6), default=5, help="the others train; default: 5"
+    )
+    esc50.set_defaults(options=("test_fold",))
+
+
+def _data_set(
+    commands: Any, layout: str, about: str, *, example: str = ""
+) -> argparse.ArgumentParser:
+    """The command of a layout, whose help is its module's docstring. example: its arguments."""
+    source = Path(importers.__file__).with_name(f"{layout}.py").read_text(encoding="utf-8")
+    command: argparse.ArgumentParser = commands.add_parser(
+        layout,
+        help=about,
+        description=ast.get_docstring(ast.parse(source)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = example or f"--data downloads/{layout}"
+    command.epilog = (
+        f"example:\n  python tools/prepare_data.py {layout} {words} --out data/{layout}"
+    )
+    command.add_argument("--data", type=Path, required=True, help="the data set as unpacked")
+    command.add_argument("--out", type=Path, required=True, help="folder of the manifest")
+    command.add_argument("--splits", type=_names, help="a,b: these alone")
+    command.add_argument("--limit", type=_positive, help="at most so many clips of each split")
+    command.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="processes that read headers (default: one a core)",
+    )
+    command.add_argument(
+        "--dedupe",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make one clip of recordings with the same bytes. Costs 64 KiB of reading for every "
+        "file that shares its size with another, and the whole of duplicates (default: do)",
+    )
+    command.set_defaults(run=data_set, layout=layout, options=())
+    return command
+
+
+def _add_audio_dir(command: argparse.ArgumentParser, *options: str) -> None:
+    command.add_argument(
+        "--audio-dir", type=Path, help="where the recordings lie, at any depth (default: --data)"
+    )
+    command.set_defaults(options=options)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _moved(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not old or not equals:
+        raise argparse.ArgumentTypeError(f"must be OLD=NEW, is {text}")
+    return old, new
 
 
 def _positive(text: str) -> int:
