@@ -1,0 +1,47 @@
+"""The data path: the reader, opening the indexes, order and plan, and the ranks' balance.
+
+Everything is synthetic and made in a temporary folder ($TMPDIR; 250 MB), at the size of the largest
+corpus that the design speaks of. No model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from paltrain.bench.opening import measure_opening
+from paltrain.bench.planning import PlanWork, measure_imbalance, measure_planning
+from paltrain.bench.reader import ReaderWork, make_store, measure_reader, measure_reader_memory
+from paltrain.bench.record import BenchRow, describe_machine
+
+SLOW_ROUNDS = 5  # of what takes seconds
+
+
+@dataclass(frozen=True)
+class DataBenchSettings:
+    """What is measured. n_reads: of the first reader's store, over which memory must stay flat."""
+
+    readers: tuple[ReaderWork, ...] = (
+        ReaderWork(512, 768),
+        ReaderWork(1500, 1280, n_clips=24, clips_per_shard=8, n_samples=48),
+    )
+    n_reads: int = 100_000
+    plan: PlanWork = field(default_factory=PlanWork)
+    n_rounds: int = 10
+
+
+def run_data(settings: DataBenchSettings) -> tuple[list[BenchRow], str]:
+    """Rows of the data benchmark, and the machine."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        stores = [make_store(folder / work.name, work) for work in settings.readers]
+        rows = [
+            row
+            for store, work in zip(stores, settings.readers, strict=True)
+            for row in measure_reader(store, work, n_rounds=settings.n_rounds)
+        ]
+        rows.append(measure_reader_memory(stores[0], settings.readers[0], n_reads=settings.n_reads))
+        rows += measure_opening(folder, settings.plan, n_rounds=settings.n_rounds)
+    rows += measure_planning(settings.plan, n_rounds=min(settings.n_rounds, SLOW_ROUNDS))
+    return rows + measure_imbalance(settings.plan), describe_machine()

@@ -1,0 +1,86 @@
+"""The data benchmark: its arms read the same, and tiny sizes give every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paltrain.bench.data import DataBenchSettings, run_data
+from paltrain.bench.opening import make_manifest_index, make_store_index
+from paltrain.bench.planning import PlanWork, build_planner, measure_imbalance, synthetic_arrays
+from paltrain.bench.reader import (
+    ReaderWork,
+    make_store,
+    packed_buffer,
+    read_by_index,
+    read_by_webdataset,
+)
+from paltrain.bench.record import BenchRow
+from paltrain.data.index import Corpus
+from paltrain.data.shards import FeatureStore
+
+READER = ReaderWork(5, 4, n_clips=8, clips_per_shard=3, n_samples=16)
+PLAN = PlanWork(n_clips=3000, n_questions=9000, clips_per_shard=100, n_ranks=4, n_draws=3)
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, BenchRow]:
+    settings = DataBenchSettings((READER,), n_reads=200, plan=PLAN, n_rounds=2)
+    rows, machine = run_data(settings)
+    assert machine
+    return {row.metric: row for row in rows}
+
+
+def test_both_readers_fill_the_buffer_alike(tmp_path: Path) -> None:
+    store = make_store(tmp_path, READER)
+    ours, theirs = packed_buffer(READER), packed_buffer(READER)
+    read_by_index(store, range(READER.n_clips), ours)
+    read_by_webdataset(tmp_path, 1, theirs)
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.any(axis=1).all()
+
+
+def test_every_figure_is_there_with_its_goal(rows: dict[str, BenchRow]) -> None:
+    goals = {metric: row.goal for metric, row in rows.items() if row.goal}
+    assert goals == {
+        "reader_speed_ratio_over_webdataset@5x4": ">= 2.5",
+        "reader_memory_growth@5x4": "<= 8",
+        "manifest_index_open_time": "< 0.1",
+        "store_index_open_time": "< 0.1",
+        "plan_build_time": "< 5",
+        "plan_memory_peak": "< 300",
+        "plan_seek_time": "< 10",
+        "plan_step_time": "< 10",
+        "cost_imbalance.fixed@256": "<= 1.03",
+        "cost_imbalance.variable@256": "<= 1.03",
+        "cost_imbalance.fixed@2048": "<= 1.01",
+        "cost_imbalance.variable@2048": "<= 1.01",
+    }
+    positive = [row for row in rows.values() if row.unit != "MiB"]
+    assert all(row.value > 0 for row in positive)
+
+
+def test_the_ratio_is_that_of_the_speeds(rows: dict[str, BenchRow]) -> None:
+    speed = {name: rows[f"reader_speed.{name}@5x4"].value for name in ("paltrain", "webdataset")}
+    ratio = rows["reader_speed_ratio_over_webdataset@5x4"].value
+    assert ratio == pytest.approx(speed["paltrain"] / speed["webdataset"])
+
+
+def test_dealing_beats_splitting_at_random() -> None:
+    rows = {row.metric: row.value for row in measure_imbalance(PLAN)}
+    for name in ("fixed@256", "variable@256", "fixed@2048", "variable@2048"):
+        assert 1 <= rows[f"cost_imbalance.{name}"] < rows[f"cost_imbalance_random_split.{name}"]
+
+
+def test_the_synthetic_corpus_is_as_large_as_said(tmp_path: Path) -> None:
+    arrays = synthetic_arrays(PLAN)
+    planner = build_planner(arrays, batch_questions=256)
+    assert planner.order.n_questions == PLAN.n_questions
+    corpus = Corpus.open([make_manifest_index(tmp_path / "manifest.jsonl", PLAN)])
+    assert (corpus.n_clips, corpus.n_questions) == (PLAN.n_clips, PLAN.n_questions)
+    np.testing.assert_array_equal(corpus.first_question, arrays.sizes.first_question)
+    store = FeatureStore.open(make_store_index(tmp_path / "store", PLAN))
+    assert len(store) == PLAN.n_clips
+    np.testing.assert_array_equal(store.shard_of, arrays.shard)
