@@ -17,6 +17,7 @@ from paltrain.data.importers.recordings import AudioFolder, same_bytes
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import Clip, read_manifest
 from paltrain.errors import ManifestError
+from tools import prepare_data
 
 SPLITS = ("train", "val", "test")
 
@@ -91,8 +92,12 @@ def test_missing_and_unreadable_recordings_are_set_aside_with_their_lines(tmp_pa
         (3, "unreadable recording"),
     ]
     assert entries[0]["reason"] == f"{tmp_path / 'gone.wav'} is missing"
-    assert "missing file 1, unreadable recording 1" in imported.report()
-    assert "table.csv:3: " in imported.report()
+    assert imported.report().splitlines()[:4] == [
+        "1 clips and 1 questions taken",
+        f"set aside in {tmp_path / 'out' / 'rejected.jsonl'}:",
+        "  missing file: 1",
+        f"    table.csv:2: {tmp_path / 'gone.wav'} is missing",
+    ]
 
 
 def test_the_same_bytes_under_two_names_become_one_clip_with_the_questions_of_both(tmp_path):
@@ -308,3 +313,35 @@ def test_folders_named_as_splits_are_splits(tmp_path):
     }
     with pytest.raises(ManifestError, match=r"--data .*none is no folder"):
         list(folder.read(tmp_path / "none", Aside(), SPLITS))
+
+
+def test_the_tool_imports_and_reports(tmp_path, capsys):
+    for n in range(4):
+        sound(tmp_path / "data" / ("dog" if n % 2 else "cat") / f"{n}.wav", seed=n)
+    words = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    prepare_data.main(["folder", *words, "--splits", "train", "--limit", "1"])
+    said = capsys.readouterr().out
+    assert "1 clips and 1 questions taken; nothing set aside" in said
+    assert "train: 1 clips, 0.00 h, 1 questions (classification 1)" in said
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "folder",
+        "openaqa",
+        "audioset",
+        "audiocaps",
+        "clotho",
+        "esc50",
+        "vocalsound",
+        "fsd50k",
+        "dcase2017",
+    ],
+)
+def test_help_shows_the_layout_and_an_example(layout, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        prepare_data.main([layout, "--help"])
+    said = capsys.readouterr().out
+    assert f"python tools/prepare_data.py {layout} --data " in said
+    assert "http" in said or layout == "folder"

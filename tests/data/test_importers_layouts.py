@@ -256,6 +256,9 @@ def test_audioset_2m_and_strong_labels_are_further_parts(audioset_folder):
         run(audioset, audioset_folder, parts=("balance",))
     with pytest.raises(ManifestError, match="of balanced none is in split test"):
         run(audioset, audioset_folder, parts=("balanced",), splits=("test",))
+    (audioset_folder / "ontology.json").write_text('{"id": 3}')
+    with pytest.raises(ManifestError, match=r"ontology\.json must be a list of"):
+        run(audioset, audioset_folder)
     for name in ("class_labels_indices.csv", "ontology.json"):
         (audioset_folder / name).unlink()
     with pytest.raises(ManifestError, match=r"has none of class_labels_indices\.csv, ontology"):
@@ -268,7 +271,7 @@ def test_vocalsound_takes_file_names_and_its_own_splits(tmp_path):
     )
 
     def entry(name: str, label: str) -> dict[str, str]:
-        return {"wav": f"/home/theirs/vocalsound/audio_16k/{name}.wav", "labels": label}
+        return {"wav": f"/theirs/vocalsound/audio_16k/{name}.wav", "labels": label}
 
     cough, sniff, sigh = "/m/01b_21", "/m/07ppn3j", "/m/07plz5l"
     training = [entry("f0003_0_cough", cough), entry("gone", sigh), entry("x", "/m/0"), {"wav": 3}]

@@ -4,7 +4,7 @@ each."""
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +19,7 @@ DUPLICATE = "duplicate"
 TWO_SPLITS = "in two splits"
 CONTRADICTION = "contradiction"
 
-MAX_SHOWN = 10
+MAX_SHOWN = 3  # of each kind
 
 
 class Aside:
@@ -40,15 +40,17 @@ class Aside:
         write_rejected(folder / "rejected.jsonl", self.entries)
 
     def report(self, folder: Path) -> str:
-        """How many of each kind, and the first reasons; empty where nothing is set aside."""
+        """How many of each kind, with the first of each; empty where nothing is set aside."""
         if not self.entries:
             return ""
-        counts = Counter(str(entry["kind"]) for entry in self.entries)
-        by_kind = ", ".join(f"{kind} {n}" for kind, n in counts.most_common())
-        lines = [f"set aside in {folder / 'rejected.jsonl'}: {by_kind}"]
-        lines += [f"  {_place(entry)}: {entry['reason']}" for entry in self.entries[:MAX_SHOWN]]
-        more = len(self.entries) - MAX_SHOWN
-        return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
+        by_kind: dict[str | int, list[str]] = defaultdict(list)
+        for entry in self.entries:
+            by_kind[entry["kind"]].append(f"    {_place(entry)}: {entry['reason']}")
+        lines = [f"set aside in {folder / 'rejected.jsonl'}:"]
+        for kind, shown in sorted(by_kind.items(), key=lambda item: -len(item[1])):
+            lines += [f"  {kind}: {len(shown)}", *shown[:MAX_SHOWN]]
+            lines += ["    ..."] if len(shown) > MAX_SHOWN else []
+        return "\n".join(lines)
 
 
 def write_rejected(file: Path, entries: Sequence[Mapping[str, str | int]]) -> None:

@@ -143,7 +143,7 @@ def _class_names(root: Path, aside: Aside) -> dict[str, str]:
         rows = read_rows(file, needs=(), aside=aside, name=file.name, form=NAMES)
         names |= {row["mid"]: row["name"] for row in rows}
     if (file := root / "ontology.json").is_file():
-        names |= {entry["id"]: entry["name"] for entry in read_json(file)}
+        names |= _ontology_names(file)
     if (file := root / "class_labels_indices.csv").is_file():
         rows = read_rows(file, needs=("mid", "display_name"), aside=aside, name=file.name)
         names |= {row["mid"]: row["display_name"] for row in rows}
@@ -153,3 +153,12 @@ def _class_names(root: Path, aside: Aside) -> dict[str, str]:
             "mid_to_display_name.tsv: one of them must name the classes"
         )
     return names
+
+
+def _ontology_names(file: Path) -> dict[str, str]:
+    try:
+        return {entry["id"]: entry["name"] for entry in read_json(file)}
+    except (TypeError, KeyError) as error:
+        raise ManifestError(
+            f'{file} must be a list of {{"id", "name", ...}}: download it again'
+        ) from error

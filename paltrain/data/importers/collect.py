@@ -146,7 +146,7 @@ def part_files(
     paths = {split: root / name for split, name in names.items() if split in wanted}
     there = {split: path for split, path in paths.items() if path.is_file()}
     if not there:
-        expected = ", ".join(str(path.relative_to(root)) for path in paths.values())
+        expected = ", ".join(dict.fromkeys(names[split] for split in paths))
         raise ManifestError(f"{root} has no {expected}: {option} names the unpacked data set")
     for split in [split for split in paths if split not in there]:
         log.warning("there is no %s: split %s is left out", paths[split], split)
