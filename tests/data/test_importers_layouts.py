@@ -116,7 +116,7 @@ def test_esc50_has_one_fold_as_test(tmp_path):
 def test_clotho_keeps_captions_and_names_that_begin_with_a_space(tmp_path):
     sounds(
         tmp_path,
-        "development/ Ambience Birds.wav",
+        "clotho_audio_development/ Ambience Birds.wav",
         "development/rain.wav",
         "clotho_audio_evaluation/stream.wav",
     )
@@ -126,7 +126,7 @@ def test_clotho_keeps_captions_and_names_that_begin_with_a_space(tmp_path):
         {
             "clotho_captions_development.csv": header
             + ' Ambience Birds.wav,Birds.,"Birds, many.",More birds.,Birds again.,Five.\n'
-            "rain.wav,It rains.,,,,\n"
+            " rain.wav,It rains.,,,,\n"
             "silent.wav,,,,,\n"
             "gone.wav,a,b,c,d,e\n"
             "broken.wav,a\n",
@@ -145,6 +145,7 @@ def test_clotho_keeps_captions_and_names_that_begin_with_a_space(tmp_path):
     ]
     assert {q.task for q in birds} == {"describe"}
     assert len(birds[0].references or ()) == 4
+    assert "clotho/development/ rain.wav" in clips
     (stream,) = asked(clips["clotho/evaluation/stream.wav"])
     assert (stream.answer, stream.references) == ("a", ("b", "c", "d", "e"))
     assert clips["clotho/evaluation/stream.wav"].split == "test"
