@@ -24,7 +24,7 @@ test: setup  ## run the tests, in two processes: many of them wait for others
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slurm: setup  ## run every scenario on a real Slurm, which must be installed (docs/results/slurm.md)
-	PALTRAIN_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm --junitxml=$(VENV)/slurm.xml
+	PALTRAIN_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m slurm -n 2 --dist loadfile --junitxml=$(VENV)/slurm.xml
 	$(BIN)/python -m tests.slurm.summarise $(VENV)/slurm.xml docs/results/slurm.md
 
 test-gpu: setup  ## run the tests that need a CUDA device

@@ -1,8 +1,8 @@
 """Every start and end of a job, and the rule that bounds restarts: by progress, not by count.
 
 A job may be restarted as often as it likes, as long as each restart finds that something was done
-since the one before. Steps are counted by the furthest ever reached: a run that dies at step 40
-again and again makes no progress, though it repeats steps 31 to 40 from its checkpoint each time.
+since the one before: a step beyond the furthest ever reached, or a newer checkpoint. A run that
+dies at step 40 again and again makes no progress, though it repeats steps 31 to 40 each time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,18 @@ def reached(status: Mapping[str, Any]) -> int:
     return int(status.get("step", status.get("done", 0)))
 
 
+def saved(part: Part) -> int:
+    """The step of a run's newest checkpoint; -1 where there is none."""
+    latest = part.path / "checkpoints" / "latest"  # `paltrain.train.checkpoint`
+    name = latest.read_text(encoding="utf-8").strip() if latest.exists() else ""
+    return int(name.removeprefix("step-")) if name.startswith("step-") else -1
+
+
+def unit_of(part: Part) -> str:
+    """What its progress counts: a run's steps, or units of a slice."""
+    return "units" if "done" in part.status.read() else "steps"
+
+
 def note_start(part: Part, *, job_id: str, restart: int, nodes: str) -> None:
     """Record a start.
 
@@ -29,18 +41,19 @@ def note_start(part: Part, *, job_id: str, restart: int, nodes: str) -> None:
         ClusterError: the restart before this one brought nothing.
     """
     starts = _starts_since_asked(part, job_id)
-    now = reached(part.status.read())
+    now, now_saved = reached(part.status.read()), saved(part)
     so_far = max((start["reached"] for start in starts), default=-1)
+    saved_so_far = max((start.get("saved", -1) for start in starts), default=-1)
     add_line(
         part.attempts,
         {"event": "start", "time": time.time(), "job": job_id, "restart": restart,
-         "reached": now, "nodes": nodes},
+         "reached": now, "saved": now_saved, "nodes": nodes},
     )  # fmt: skip
-    if len(starts) > 1 and now <= so_far:
+    if len(starts) > 1 and now <= so_far and now_saved <= saved_so_far:
         raise ClusterError(
-            f"no progress between two restarts: {now} steps or units were done at this start and "
-            f"at the one before, so the job stops; look at {part.path / 'ranks'} and the logs "
-            "beside it, then start it again with tools/launch.py or tools/jobs.py requeue"
+            f"no progress between two restarts: {now} {unit_of(part)} are done, and {so_far} were "
+            "at an earlier start, so the job stops; see why it ended (tools/jobs.py show, tail), "
+            "then tools/jobs.py requeue"
         )
 
 
@@ -75,9 +88,9 @@ def note_submission(folder: JobFolder, submission: Mapping[str, Any]) -> None:
 
 
 def n_restarts(part: Part) -> int:
-    """Starts after the first."""
-    n_starts = len([line for line in read_lines(part.attempts) if line["event"] == "start"])
-    return max(0, n_starts - 1)
+    """How often Slurm has restarted the latest of its jobs."""
+    starts = [line for line in read_lines(part.attempts) if line["event"] == "start"]
+    return sum(line["job"] == starts[-1]["job"] for line in starts) - 1 if starts else 0
 
 
 def _starts_since_asked(part: Part, job_id: str) -> list[dict[str, Any]]:

@@ -132,9 +132,10 @@ class JobFolder:
 
     def read_launch(self) -> dict[str, Any]:
         """`launch.json`, {} where there is none."""
-        if not self.launch.exists():
+        try:
+            launch: dict[str, Any] = json.loads(self.launch.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             return {}
-        launch: dict[str, Any] = json.loads(self.launch.read_text(encoding="utf-8"))
         return launch
 
 

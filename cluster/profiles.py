@@ -15,7 +15,7 @@ from paltrain.errors import ConfigError, unknown_name
 
 FOLDER = Path(__file__).parents[1] / "configs" / "cluster"
 AUTO = "auto"
-AUTO_VARIABLE = "PALTRAIN_CLUSTER"  # names the profile that `auto` takes where there is Slurm
+AUTO_VARIABLE = "PALTRAIN_CLUSTER"  # names the profile that `auto` takes
 
 
 class Scheduler(Enum):
@@ -98,12 +98,12 @@ class Shape:
 def load_profile(name: str) -> Profile:
     """The profile of `configs/cluster/NAME.yaml`, or of a YAML file given by its path.
 
-    `auto`: where Slurm is installed the one that $PALTRAIN_CLUSTER names, by default `slurm`; else
+    `auto`: the one that $PALTRAIN_CLUSTER names, else `slurm` where Slurm is installed, else
     `local`.
     """
     if name == AUTO:
         has_slurm = shutil.which("sbatch") is not None
-        name = os.environ.get(AUTO_VARIABLE) or "slurm" if has_slurm else "local"
+        name = os.environ.get(AUTO_VARIABLE) or ("slurm" if has_slurm else "local")
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.exists():
         valid = sorted(file.stem for file in FOLDER.glob("*.yaml"))
@@ -123,6 +123,8 @@ def shape_of_run(profile: Profile, launch: LaunchConfig) -> Shape:
             "machine alone: add --cluster NAME (configs/cluster/), where Slurm is installed"
         )
     gpus = _gpus(profile, launch.gpus_per_node)
+    if launch.gpus_per_node is None and launch.processes_per_node is not None:
+        gpus = min(gpus, launch.processes_per_node)  # one GPU a process, and none that idles
     processes = launch.processes_per_node or gpus or 1
     cores = _share_of_cores(profile, gpus)
     threads = launch.threads_per_process or max(1, cores // processes)
@@ -176,6 +178,11 @@ def faults_of_size(profile: Profile, placement: Placement, shape: Shape) -> list
             f"launch.time_min={minutes} is over the {limits.time_min} minutes of {owner}, and such "
             "a job would wait for ever: ask for less (a run goes on by itself in the next job)"
             + _roomier(profile, "time_min", minutes)
+        )
+    if shape.gpus_per_node and shape.processes_per_node != shape.gpus_per_node:
+        faults.append(
+            f"launch.processes_per_node={shape.processes_per_node} on {shape.gpus_per_node} GPUs "
+            "of a node: a process uses one GPU, and a GPU serves one process; make them equal"
         )
     if profile.cpus_per_node and shape.processes_per_node > profile.cpus_per_node:
         faults.append(

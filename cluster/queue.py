@@ -30,6 +30,11 @@ class QueueState:
     def is_active(self) -> bool:
         return self.state in ACTIVE
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether its processes end now, however they do."""
+        return self.state == "COMPLETING"
+
 
 @dataclass
 class Queue:
@@ -57,7 +62,11 @@ class Queue:
         if submission is None:
             return None
         id_ = str(submission["id"])
-        return id_ if any(state.is_active for state in self.of(id_)) else None
+        return id_ if self.active(id_) else None
+
+    def active(self, id_: str) -> list[QueueState]:
+        """The states of a job, or of an array's tasks, that are still in the queue."""
+        return [state for state in self.of(id_) if state.is_active]
 
     def look_up(self, ids: Iterable[str]) -> None:
         """Add what is known of jobs, or of tasks `ARRAY_TASK`, that have left the queue."""

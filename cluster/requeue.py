@@ -31,7 +31,11 @@ DEPENDENCY_OPTION = re.compile(r"^#SBATCH --dependency=.*\n", re.M)
 
 
 def cancel(folder: JobFolder, name: str) -> int:
-    """Take all of a job's entries out of the queue."""
+    """Take all of a job's entries out of the queue; training that runs gets the time to save.
+
+    Slurm's own cancelling leaves it KillWait seconds, which a long step or a large checkpoint
+    outlasts; so it is told as before its time limit. Asked again, it is ended at once.
+    """
     check_installed()
     queue = Queue.read()
     _check_answers(queue)
@@ -43,12 +47,24 @@ def cancel(folder: JobFolder, name: str) -> int:
         print(f"{name}: nothing to cancel, it is {view.state.value}")
         return 0
     ids = [str(line["id"]) for line in active]
+    saving = [
+        str(line["id"])
+        for line in active
+        if folder.read_launch().get("kind") == "training"
+        and "cancelled" not in line
+        and any(state.state == "RUNNING" for state in queue.active(str(line["id"])))
+    ]
+    ending = [id_ for id_ in ids if id_ not in saving]
     for line in active:  # first, so that nobody takes the end for something else
         add_line(folder.jobs, {**line, "cancelled": time.time()})
-    _call("scancel", *ids)
-    print(f"{name}: cancelled {_jobs(ids)}. What waits leaves the queue; training that runs saves "
-          "at its next step and stops; tools stop and keep what is finished.\n"
-          f"It goes on with: tools/jobs.py requeue {name}")  # fmt: skip
+    if saving:
+        _call("scancel", "--signal=USR2", *saving)
+        print(f"{name}: {_jobs(saving)} will save after its step and stop; the same command again "
+              "ends it at once")  # fmt: skip
+    if ending:
+        _call("scancel", *ending)
+        print(f"{name}: cancelled {_jobs(ending)}; what tools had finished is kept")
+    print(f"What waits for it leaves the queue. It goes on with: tools/jobs.py requeue {name}")
     return 0
 
 

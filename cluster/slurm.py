@@ -27,14 +27,23 @@ from cluster.profiles import GpuRequest
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ClusterError, ConfigError
 
-COMMANDS = ("sbatch", "srun", "scontrol", "squeue")
-SRUN_ARGUMENTS = ("--unbuffered", "--kill-on-bad-exit=1", "--wait=60", "--open-mode=append")
+KEPT_VARIABLES = ("SLURM_CONF", "SBATCH_ACCOUNT")
+COMMANDS = ("sbatch", "srun", "scontrol", "squeue", "sinfo")
+SRUN_ARGUMENTS = (
+    "--export=ALL",
+    "--unbuffered",
+    "--kill-on-bad-exit=1",
+    "--wait=60",
+    "--open-mode=append",
+)
 
 
-def parameters_of(job: Job, *, account: str | None, after: str | None = None) -> dict[str, Any]:
+def parameters_of(
+    job: Job, *, account: str | None, after: str | None = None, first: str | None = None
+) -> dict[str, Any]:
     """submitit's parameters of a job (time in minutes).
 
-    after: id of the job before it in the chain.
+    after: id of the job before it in the chain. first: of the job before its array, for a merge.
     """
     profile, shape = job.profile, job.shape
     by_gres = profile.gpu_request is GpuRequest.gres
@@ -55,7 +64,7 @@ def parameters_of(job: Job, *, account: str | None, after: str | None = None) ->
         "mem": f"{memory_mb}M" if memory_mb else None,
         "time": job.time_min,
         "signal_delay_s": min(profile.signal_delay_s, max(1, job.time_min * 60 - 30)),
-        "dependency": _dependency(job, after),
+        "dependency": _dependency(job, after, first),
         "stderr_to_stdout": True,
         "use_srun": False,  # srun stands in the command
         "setup": _setup(job),
@@ -93,8 +102,10 @@ def command_of(job: Job) -> str:
     )
 
 
-def submit(job: Job, *, account: str | None, after: str | None = None) -> str:
-    """Submit the job and return its id.
+def submit(
+    job: Job, *, account: str | None, after: str | None = None, first: str | None = None
+) -> str:
+    """Submit the job and return its id. after, first: as in `parameters_of`.
 
     Raises:
         ClusterError: Slurm refuses it, and why.
@@ -102,7 +113,7 @@ def submit(job: Job, *, account: str | None, after: str | None = None) -> str:
     check_installed()
     import submitit
 
-    parameters = parameters_of(job, account=account, after=after)
+    parameters = parameters_of(job, account=account, after=after, first=first)
     n_tasks = parameters.pop("map_count", None)
     job.folder.slurm.mkdir(parents=True, exist_ok=True)
     executor = submitit.SlurmExecutor(folder=job.folder.slurm)
@@ -138,9 +149,11 @@ def check_installed() -> None:
 
 @contextmanager
 def outside_of_jobs() -> Iterator[None]:
-    """Without the variables of a job that this process may run in: sbatch would hand them on.
+    """Without the variables of a job that this process may run in, which sbatch would hand on, and
+    without sbatch's own, which would override the script.
 
-    SLURM_CONF stays: on some clusters it is how commands find their controller.
+    What stays: SLURM_CONF, by which commands of some clusters find their controller, and
+    SBATCH_ACCOUNT, by which users of some name who pays.
     """
     old = {name: os.environ.pop(name) for name in list(os.environ) if _is_of_a_job(name)}
     try:
@@ -150,13 +163,16 @@ def outside_of_jobs() -> Iterator[None]:
 
 
 def _is_of_a_job(name: str) -> bool:
-    return name.startswith(("SLURM_", "SLURMD_")) and name != "SLURM_CONF"
+    return name.startswith(("SLURM_", "SLURMD_", "SBATCH_")) and name not in KEPT_VARIABLES
 
 
-def _dependency(job: Job, after: str | None) -> str | None:
+def _dependency(job: Job, after: str | None, first: str | None) -> str | None:
+    """A merge starts however its array has ended, unless the array never could start."""
     if after is None:
         return None
-    return f"{'afterany' if job.waits_for_any_end else 'afterok'}:{after}"
+    if not job.waits_for_any_end:
+        return f"afterok:{after}"
+    return f"afterany:{after}" + (f",afterok:{first}" if first else "")
 
 
 def parallelism(job: Job) -> int | None:

@@ -15,7 +15,8 @@ def main(run_folder: str) -> int:
     os.environ.update(rank_variables(os.environ))
     from paltrain.run import main as train
 
-    exit_code = train(Path(run_folder))
+    is_restart = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    exit_code = train(Path(run_folder), is_restart=is_restart)
     ignore_stops()
     return exit_code
 

@@ -17,13 +17,16 @@ from cluster import local, slurm
 from cluster.attempts import note_submission
 from cluster.folder import read_lines
 from cluster.freeze import freeze, launch_record
-from cluster.job import Job, record_of
+from cluster.job import Job, Role, record_of
+from cluster.preflight.tools import has_all_features
 from cluster.profiles import account_of
 from cluster.queue import Queue
 from paltrain.config.load import save_config
-from paltrain.config.schema import TrainConfig
+from paltrain.config.schema import FeaturesConfig, TrainConfig
+from paltrain.data.files import locked
+from paltrain.errors import ClusterError, ConfigError
 from paltrain.run_folder import check_same, find_init_folder, prepare_run
-from paltrain.status import write_json
+from paltrain.status import FINISHED, write_json
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 EXIT_MEANING = {
@@ -47,6 +50,11 @@ def run_here(jobs: Sequence[Job]) -> int:
         if job.is_done:
             _say_done(job)
             continue
+        if waiting := job.folder.jobs.exists() and _in_queue([job]):
+            raise ConfigError(
+                f"{job.name} is in Slurm's queue as job {waiting[0].id}: cancel it first "
+                "(tools/jobs.py cancel), or let it do the work"
+            )
         _check_start(job, earlier=[])
         _prepare(job)
         exit_code = _run_here(job)
@@ -66,40 +74,107 @@ def submit_chain(jobs: Sequence[Job]) -> list[Submitted]:
         ClusterError: Slurm refuses a job; those submitted before it stay, and are named.
     """
     slurm.check_installed()
-    queue = Queue.read()
     submitted: list[Submitted] = []
     for folder, group in groupby(jobs, key=lambda job: job.folder):
-        links = list(group)
-        if links[0].is_done:
-            _say_done(links[0])
-            continue
-        if waiting := _in_queue(links, queue):
-            submitted += waiting
-            continue
-        _check_start(links[0], earlier=[link.job for link in submitted])
-        _prepare(links[0])
-        freeze(folder, links[0].profile)
-        for job in links:
-            submitted.append(_submit(job, after=submitted[-1] if submitted else None))
+        folder.path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.path.parent):  # of two commands at once the second finds the first's
+            submitted += _submit_folder(list(group), submitted)
     return submitted
 
 
-def _in_queue(jobs: Sequence[Job], queue: Queue) -> list[Submitted]:
-    """The jobs of a folder that are queued or run, in the order submitted."""
-    job_of = {job.role.value: job for job in jobs}
-    return [
-        Submitted(job_of.get(line["role"], jobs[0]), str(line["id"]), is_old=True)
-        for line in read_lines(jobs[0].folder.jobs)
-        if queue.active_id(line) and "cancelled" not in line
+def _submit_folder(jobs: Sequence[Job], earlier: Sequence[Submitted]) -> list[Submitted]:
+    """Submit what belongs to one configuration, unless it is finished or in the queue."""
+    if jobs[0].is_done:
+        _say_done(jobs[0])
+        return []
+    config = jobs[0].config
+    if isinstance(config, FeaturesConfig) and _is_complete(jobs[-1], config):
+        print(f"{jobs[0].folder.name}: all features are in {config.store} already")
+        return []
+    if waiting := _in_queue(jobs):
+        _check_as_submitted(waiting[0].id, jobs[0])
+        return waiting
+    _check_start(jobs[0], earlier=[link.job for link in earlier])
+    _prepare(jobs[0])
+    freeze(jobs[0].folder, jobs[0].profile)
+    submitted: list[Submitted] = []
+    first = earlier[-1].id if earlier else None
+    for job in jobs:
+        after = submitted[-1].id if submitted else first
+        submitted.append(_submit(job, after=after, first=first if submitted else None))
+    return submitted
+
+
+def _is_complete(last: Job, config: FeaturesConfig) -> bool:
+    """Whether the last of a configuration's jobs has finished, and nothing has come since."""
+    return last.part.status.read().get("state") == FINISHED and has_all_features(config)
+
+
+def _check_as_submitted(id_: str, job: Job) -> None:
+    """Raises ConfigError where the command asks for something else than what is in the queue."""
+    if isinstance(job.config, TrainConfig):
+        check_same(job.folder.run, job.config)
+    there, here = job.folder.read_launch(), record_of(job)
+    changed = [
+        f"{key}: {there.get(key)} -> {here[key]}" for key in here if there.get(key) != here[key]
     ]
+    if isinstance(job.config, TrainConfig) and job.config.run.fresh:
+        changed.append("run.fresh: true")
+    if changed:
+        raise ConfigError(
+            f"{job.folder.name} is in the queue as job {id_}, and this command asks for something "
+            f"else ({'; '.join(changed)}): give the command it was submitted with, or first "
+            f"tools/jobs.py cancel {job.folder.name}"
+        )
 
 
-def _submit(job: Job, *, after: Submitted | None) -> Submitted:
-    before = after.id if after else None
-    id_ = slurm.submit(job, account=account_of(job.profile, job.placement), after=before)
+def _in_queue(jobs: Sequence[Job]) -> list[Submitted]:
+    """The jobs of a folder that wait or run, in the order submitted.
+
+    Raises:
+        ClusterError: one is just ending, and may be saving.
+    """
+    queue = Queue.read()
+    if not queue.is_there and jobs[0].folder.jobs.exists():
+        raise ClusterError(
+            "Slurm does not answer (squeue failed), so nobody knows whether "
+            f"{jobs[0].folder.name} is in its queue: try again"
+        )
+    job_of = {job.role.value: job for job in jobs}
+    found = [
+        Submitted(job_of.get(line["role"], jobs[0]), str(line["id"]), is_old=True)
+        for line in {line["id"]: line for line in read_lines(jobs[0].folder.jobs)}.values()
+        if queue.active_id(line)
+    ]
+    ending = [link for link in found if all(s.is_ending for s in queue.active(link.id))]
+    if ending:
+        raise ClusterError(
+            f"job {ending[0].id} of {jobs[0].folder.name} is just ending, and may be saving: give "
+            "the same command again in a moment"
+        )
+    if found and "merge" in job_of and all(link.job.role is Role.merge for link in found):
+        return _without_lonely_merge(found, queue)
+    return found
+
+
+def _without_lonely_merge(merges: Sequence[Submitted], queue: Queue) -> list[Submitted]:
+    """Take a merge that outlived its array out of the queue: a new array brings its own."""
+    for link in merges:
+        if any(state.state == "RUNNING" for state in queue.active(link.id)):
+            raise ClusterError(
+                f"the merge of {link.job.folder.name}, job {link.id}, runs: give the same command "
+                "again when it has ended"
+            )
+        subprocess.run(["scancel", link.id], check=False)
+    return []
+
+
+def _submit(job: Job, *, after: str | None, first: str | None) -> Submitted:
+    account = account_of(job.profile, job.placement)
+    id_ = slurm.submit(job, account=account, after=after, first=first)
     note_submission(
         job.folder,
-        {"id": id_, "role": job.role.value, "after": before, "n_tasks": job.n_tasks,
+        {"id": id_, "role": job.role.value, "after": after, "n_tasks": job.n_tasks,
          "time_min": job.time_min, "name": job.name},
     )  # fmt: skip
     return Submitted(job, id_)

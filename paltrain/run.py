@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 from paltrain.config.load import load_config
 from paltrain.config.schema import TrainConfig
@@ -27,11 +28,16 @@ from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED
 from paltrain.train.faults import is_environment
 from paltrain.train.signals import EXIT_CODE, StopFlag, ignore_stops
 
+LOCK_TRIED_EVERY_S = 1.0
+
 log = get_logger("paltrain.run")  # not __name__, which is __main__ in a rank
 
 
-def main(run_folder: Path) -> int:
+def main(run_folder: Path, *, is_restart: bool = False) -> int:
     """Train the run in `run_folder` as one of its ranks; returns the process's exit code.
+
+    is_restart: a process of an earlier attempt may still hold the run, on a node that was cut off;
+    it is waited for, since its watchdog ends it.
 
     0: finished. 2: something a user can mend. 85: saved after a signal, to go on later. 130: saved
     after Ctrl-C.
@@ -41,7 +47,9 @@ def main(run_folder: Path) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     with StopFlag() as stop:
         try:
-            with _sole_owner(folder) if is_first else nullcontext(), _noted_failure(folder):
+            patience_s = _patience_s(folder) if is_restart else 0.0
+            owner = _sole_owner(folder, patience_s) if is_first else nullcontext()
+            with owner, _noted_failure(folder):
                 return _train(folder, stop)
         except Exception as error:
             if not _is_mistake(error):
@@ -53,21 +61,37 @@ def main(run_folder: Path) -> int:
 
 
 @contextmanager
-def _sole_owner(folder: RunFolder) -> Iterator[None]:
+def _sole_owner(folder: RunFolder, patience_s: float) -> Iterator[None]:
     """Hold the run's lock, which ends with the process however it ends.
 
-    Raises ConfigError if another process trains the run. A file system without locks goes without.
+    Raises ConfigError if another process trains the run and does not end within `patience_s`. A
+    file system without locks goes without.
     """
     with folder.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"{folder.path} is being trained by another process: wait for it, or end it"
-            ) from error
-        except OSError as error:
-            log.warning("no locks here (%s): let only one job train %s", error, folder.path)
+        deadline = time.monotonic() + patience_s
+        while not _has_locked(file, folder):
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"{folder.path} is being trained by another process: wait for it, or end it"
+                )
+            time.sleep(LOCK_TRIED_EVERY_S)
         yield
+
+
+def _has_locked(file: IO[str], folder: RunFolder) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("no locks here (%s): let only one job train %s", error, folder.path)
+    return True
+
+
+def _patience_s(folder: RunFolder) -> float:
+    """How long a rank of an earlier attempt may live on: as long as its collectives wait."""
+    config = load_config(TrainConfig, [folder.config])
+    return 0.95 * config.engine.timeout_s
 
 
 @contextmanager

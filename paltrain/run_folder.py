@@ -17,6 +17,7 @@ configuration is the same in everything that shapes the result. Importing this n
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -116,13 +117,30 @@ class RunFolder:
         return self.status.read().get("state") == FINISHED
 
 
+def check_idle(folder: RunFolder) -> None:
+    """Raises ConfigError if a process trains the run now."""
+    if not folder.lock.exists():
+        return
+    with folder.lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{folder.path} is being trained by another process: wait for it, or end it"
+            ) from error
+        except OSError:
+            return  # a file system without locks
+
+
 def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None) -> RunFolder:
     """Make or reopen the run's folder and write its configuration.
 
     launch: kept as `launch.json`. With `run.fresh` an old folder is moved aside.
-    Raises ConfigError listing the keys that differ from those the run was started with.
+    Raises ConfigError listing the keys that differ from those the run was started with, or if it is
+    being trained.
     """
     folder = RunFolder.of(config)
+    check_idle(folder)
     if config.run.fresh and folder.path.exists():
         log.info("run.fresh: moved %s to %s", folder.path, _move_aside(folder.path))
     if folder.config.exists():
@@ -174,8 +192,8 @@ def find_init_folder(config: TrainConfig) -> Path | None:
     if run.config.exists():
         if not run.is_finished:
             raise ConfigError(
-                f"stage.init_from: the run '{name}' has not finished ({run.standing()}): launch it "
-                "again first, it goes on from there"
+                f"stage.init_from: the run '{name}' has not finished ({run.standing()}): wait for "
+                "it, launch it again if it has stopped, or name its configuration before this one"
             )
         return run.model
     if (Path(name) / "config.json").exists():

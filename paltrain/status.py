@@ -27,10 +27,10 @@ class StatusFile:
         self._last_beat_s = float("-inf")
 
     def read(self) -> dict[str, Any]:
-        """What was written last; {} before that."""
+        """What was written last; {} before that, or where a full disk or a person cut it off."""
         try:
             status: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
         return status
 

@@ -14,6 +14,7 @@ CONFIG that knows the key.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -36,8 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cluster",
         default=AUTO,
         metavar="NAME",
-        help="configs/cluster/NAME.yaml, or a file; auto (default): $PALTRAIN_CLUSTER or `slurm` "
-        "where there is Slurm, else `local`",
+        help="configs/cluster/NAME.yaml, or a file; auto (default): $PALTRAIN_CLUSTER, else "
+        "`slurm` where there is Slurm, else `local`",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would happen, start nothing"
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_config_arguments(parser, argv)
     jobs = read_chain(arguments)
     if arguments.dry_run:
+        logging.getLogger("paltrain").setLevel(logging.WARNING)
         print(dry_run(jobs), end="")
         return 0
     if arguments.check:
@@ -66,9 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for link in submitted:
         done = "is queued already" if link.is_old else "submitted"
         print(f"{link.job.name}: {done} as job {link.id} ({link.job.folder.path})")
-    if not submitted or not arguments.follow:
-        return 0
-    return follow([link.job.folder for link in submitted])
+    if submitted and arguments.follow:
+        return follow(list(dict.fromkeys(link.job.folder for link in submitted)))
+    if submitted:
+        print(f"how they stand: {sys.executable} tools/jobs.py list --watch")
+    return 0
 
 
 if __name__ == "__main__":

@@ -96,8 +96,11 @@ def says_its_end(part: Part, job: str) -> bool:
 
 
 def _verdict(attempts: Sequence[Mapping[str, Any]]) -> str:
-    ends = [line["verdict"] for line in attempts if line["event"] == "end"]
-    return first_line(ends[-1]).partition(": over")[0] if ends else ""
+    """What was said of the latest start's end."""
+    events = [line for line in attempts if line["event"] in ("start", "end")]
+    if not events or events[-1]["event"] == "start":
+        return ""
+    return first_line(events[-1]["verdict"]).partition(": over")[0]
 
 
 def _latest_start(attempts: Sequence[dict[str, Any]], job: str) -> dict[str, Any] | None:

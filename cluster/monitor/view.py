@@ -104,8 +104,9 @@ def task_submissions(folder: JobFolder) -> dict[int, dict[str, Any]]:
     for line in read_lines(folder.jobs):
         if line["role"] == "array":
             chosen = line.get("tasks")
-            tasks = range(line["n_tasks"]) if chosen is None else chosen
-            latest |= dict.fromkeys(tasks, line)
+            if chosen is None:  # the whole array: what an earlier one of another size did is past
+                latest = {}
+            latest |= dict.fromkeys(range(line["n_tasks"]) if chosen is None else chosen, line)
     return dict(sorted(latest.items()))
 
 

@@ -6,9 +6,11 @@ when the job could start; that needs no job before it, so dependencies are left 
 
 from __future__ import annotations
 
+import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 from cluster import slurm
@@ -31,9 +33,10 @@ def look_at_slurm(jobs: Sequence[Job], findings: Sequence[Findings]) -> None:
     except ConfigError as error:
         there[0][1].problems.append(str(error))
         return
-    submitted = []
+    submitted, partitions = [], _partitions()
     for job, found in there:
         found.problems += faults_of_size(job.profile, job.placement, job.shape)
+        found.problems += _faults_of_partition(job, partitions)
         found.problems += _faults_of_path(job)
         account = found.attempt(partial(_account, job))
         if account is not None:
@@ -45,6 +48,62 @@ def look_at_slurm(jobs: Sequence[Job], findings: Sequence[Findings]) -> None:
             found.problems.append(str(answer))
         else:
             found.good.append(answer)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What Slurm says of a partition. time_min: None where there is no limit."""
+
+    name: str
+    time_min: int | None
+    nodes: int
+
+
+def _partitions() -> dict[str, Partition]:
+    """All partitions by name, the default one also as the empty name; {} if Slurm says nothing."""
+    asked = subprocess.run(
+        ["sinfo", "--noheader", "-o", "%P|%l|%D"], capture_output=True, text=True, check=False
+    )
+    found: dict[str, Partition] = {}
+    for row in (line.split("|") for line in asked.stdout.splitlines()):
+        name = row[0].rstrip("*")
+        before = found[name].nodes if name in found else 0  # a row for each size of node
+        found[name] = Partition(name, minutes_of(row[1]), before + int(row[2]))
+        if row[0].endswith("*"):
+            found[""] = found[name]
+    return found
+
+
+def minutes_of(limit: str) -> int | None:
+    """
+    >>> minutes_of("1-12:00:00"), minutes_of("30:00"), minutes_of("infinite")
+    (2160, 30, None)
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", limit.strip())
+    if match is None:
+        return None
+    days, hours, minutes, _ = (int(part or 0) for part in match.groups())
+    return (days * 24 + hours) * 60 + minutes
+
+
+def _faults_of_partition(job: Job, partitions: Mapping[str, Partition]) -> list[str]:
+    """Why Slurm would keep the job waiting for ever: it takes such jobs, and says nothing."""
+    partition = partitions.get(job.placement.partition or job.profile.partition or "")
+    if partition is None:
+        return []
+    faults = []
+    if partition.time_min is not None and job.time_min > partition.time_min:
+        faults.append(
+            f"{job.time_min} minutes are over the {partition.time_min} of the partition "
+            f"'{partition.name}', and the job would wait for ever: lower launch.time_min (a run "
+            "goes on by itself in the next job), and set max_time_min in the profile"
+        )
+    if job.shape.nodes > partition.nodes:
+        faults.append(
+            f"{job.shape.nodes} nodes are more than the {partition.nodes} of the partition "
+            f"'{partition.name}', and the job would wait for ever: ask for fewer"
+        )
+    return faults
 
 
 def _is_asked_of_slurm(job: Job) -> bool:
@@ -71,10 +130,11 @@ def _test(job: Job, account: str | None) -> str | ClusterError:
         parameters = slurm.parameters_of(job, account=account)
         command = slurm.command_of(job)
         text = slurm.sbatch_text(parameters, command=command, folder=job.folder.slurm)
-        done = subprocess.run(
-            ["sbatch", "--test-only"],
-            input=text, capture_output=True, text=True, check=False, timeout=LIMIT_S,
-        )  # fmt: skip
+        with slurm.outside_of_jobs():
+            done = subprocess.run(
+                ["sbatch", "--test-only"],
+                input=text, capture_output=True, text=True, check=False, timeout=LIMIT_S,
+            )  # fmt: skip
     except ConfigError as error:
         return ClusterError(str(error))
     except subprocess.TimeoutExpired:

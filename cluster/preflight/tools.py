@@ -101,6 +101,15 @@ def _look_at_encoder(job: Job, config: FeaturesConfig, chain: Chain, findings: F
     chain.child.ask({"what": "import", "name": "transformers"}, tell)
 
 
+def has_all_features(config: FeaturesConfig) -> bool:
+    """Whether every recording's shard is whole, so that computing again would do nothing."""
+    from paltrain.data.index import Corpus
+
+    if not all(Path(path).exists() for path in config.manifests):
+        return False
+    return not len(_todo(Corpus.open(config.manifests), Path(config.store)))
+
+
 def _todo(corpus: Corpus, store: Path) -> NDArray[np.int64]:
     """Numbers of the clips with a recording whose shard is not whole yet."""
     finished = set(finished_shards(store)) if store.is_dir() else set()

@@ -48,13 +48,15 @@ def test_auto_is_this_machine_where_there_is_no_slurm_and_else_what_the_user_nam
     assert load_profile("auto").name == "slurm"
     monkeypatch.setenv("PALTRAIN_CLUSTER", "leonardo")
     assert load_profile("auto").name == "leonardo"
+    (tmp_path / "sbatch").unlink()
+    assert load_profile("auto").name == "leonardo", "a dry run needs no Slurm"
 
 
 def test_a_process_an_accelerator_and_the_cores_shared_among_them():
     assert shape_of_run(NODE, LaunchConfig(nodes=2)) == Shape(2, 4, 8, 4, 8)
     assert shape_of_run(NODE, LaunchConfig(nodes=2)).world_size == 8
     asked = LaunchConfig(processes_per_node=2, threads_per_process=3)
-    assert shape_of_run(NODE, asked) == Shape(1, 2, 3, 4, 16)
+    assert shape_of_run(NODE, asked) == Shape(1, 2, 3, 2, 8)
 
 
 def test_fewer_gpus_of_a_node_come_with_their_share_of_its_cores():
