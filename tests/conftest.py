@@ -17,16 +17,12 @@ def slurm(tmp_path_factory):
 
     Where Slurm is not installed these tests are skipped, unless PALTRAIN_REQUIRE_SLURM is set.
     """
-    from tests.slurm.lab import HOW_TO_GET, SlurmLab, missing
+    from tests.slurm.lab import HOW_TO_GET, cluster_on_path, missing
 
     if absent := missing():
         sentence = f"no Slurm here ({', '.join(absent)} not found): {HOW_TO_GET}"
         if os.environ.get("PALTRAIN_REQUIRE_SLURM"):
             pytest.fail(sentence)
         pytest.skip(sentence)
-    lab = SlurmLab.start(tmp_path_factory.mktemp("slurm"))
-    path = os.environ["PATH"]
-    os.environ["PATH"] = f"{lab.bin}{os.pathsep}{path}"
-    yield lab
-    os.environ["PATH"] = path
-    lab.stop()
+    with cluster_on_path(tmp_path_factory.mktemp("slurm")) as lab:
+        yield lab

@@ -56,19 +56,17 @@ class Partition:
 
     name: str
     time_min: int | None
-    nodes: int
 
 
 def _partitions() -> dict[str, Partition]:
     """All partitions by name, the default one also as the empty name; {} if Slurm says nothing."""
     asked = subprocess.run(
-        ["sinfo", "--noheader", "-o", "%P|%l|%D"], capture_output=True, text=True, check=False
+        ["sinfo", "--noheader", "-o", "%P|%l"], capture_output=True, text=True, check=False
     )
     found: dict[str, Partition] = {}
     for row in (line.split("|") for line in asked.stdout.splitlines()):
         name = row[0].rstrip("*")
-        before = found[name].nodes if name in found else 0  # a row for each size of node
-        found[name] = Partition(name, minutes_of(row[1]), before + int(row[2]))
+        found[name] = Partition(name, minutes_of(row[1]))
         if row[0].endswith("*"):
             found[""] = found[name]
     return found
@@ -89,21 +87,13 @@ def minutes_of(limit: str) -> int | None:
 def _faults_of_partition(job: Job, partitions: Mapping[str, Partition]) -> list[str]:
     """Why Slurm would keep the job waiting for ever: it takes such jobs, and says nothing."""
     partition = partitions.get(job.placement.partition or job.profile.partition or "")
-    if partition is None:
+    if partition is None or partition.time_min is None or job.time_min <= partition.time_min:
         return []
-    faults = []
-    if partition.time_min is not None and job.time_min > partition.time_min:
-        faults.append(
-            f"{job.time_min} minutes are over the {partition.time_min} of the partition "
-            f"'{partition.name}', and the job would wait for ever: lower launch.time_min (a run "
-            "goes on by itself in the next job), and set max_time_min in the profile"
-        )
-    if job.shape.nodes > partition.nodes:
-        faults.append(
-            f"{job.shape.nodes} nodes are more than the {partition.nodes} of the partition "
-            f"'{partition.name}', and the job would wait for ever: ask for fewer"
-        )
-    return faults
+    return [
+        f"{job.time_min} minutes are over the {partition.time_min} of the partition "
+        f"'{partition.name}', and the job would wait for ever: lower launch.time_min (a run "
+        "goes on by itself in the next job), and set max_time_min in the profile"
+    ]
 
 
 def _is_asked_of_slurm(job: Job) -> bool:

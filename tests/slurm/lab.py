@@ -12,7 +12,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,19 @@ def path_inside() -> str:
     """PATH without the scripts that enter a cluster: whoever is inside calls Slurm's own."""
     paths = os.environ["PATH"].split(os.pathsep)
     return os.pathsep.join(path for path in paths if not (Path(path) / ENTERS).exists())
+
+
+@contextmanager
+def cluster_on_path(folder: Path, *, accounting: bool = False) -> Iterator[SlurmLab]:
+    """A cluster whose commands are found first, while entered; others may come and go meanwhile."""
+    lab = SlurmLab.start(folder, accounting=accounting)
+    os.environ["PATH"] = os.pathsep.join([str(lab.bin), os.environ["PATH"]])
+    try:
+        yield lab
+    finally:
+        paths = os.environ["PATH"].split(os.pathsep)
+        os.environ["PATH"] = os.pathsep.join(path for path in paths if path != str(lab.bin))
+        lab.stop()
 
 
 @dataclass

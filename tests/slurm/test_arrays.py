@@ -1,5 +1,7 @@
 """Job arrays: features of real recordings in slices, and their merge."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
@@ -46,7 +48,7 @@ def config(tmp_path):
 
 def submit(tmp_path, config) -> tuple[JobFolder, str, str]:
     said = launch(write_profile(tmp_path), config)
-    array, merge = (line.split("job ")[1].split()[0] for line in said.splitlines())
+    array, merge = re.findall(r"submitted as job (\d+)", said)
     return JobFolder(tmp_path / "runs" / "features"), array, merge
 
 

@@ -86,7 +86,7 @@ def test_a_folder_with_spaces_quotes_and_percent_signs_is_as_good_as_any(slurm, 
     run = JobFolder(folder / "runs" / "second")
     wait_for_state(second_id, "COMPLETED")
     assert run.run.is_finished, describe(run)
-    assert "finished at 3 steps" in log_of(run, second_id)
+    assert "finished (at 3 steps)" in log_of(run, second_id)
     assert (run.run.ranks / "rank-0.log").exists()
 
 

@@ -1,10 +1,8 @@
 """What Slurm or the profile refuses is told before anything waits in the queue."""
 
-import os
-
 import pytest
 
-from tests.slurm.lab import NEEDED_FOR_ACCOUNTING, SlurmLab, missing
+from tests.slurm.lab import NEEDED_FOR_ACCOUNTING, cluster_on_path, missing
 from tests.slurm.runs import launch, write_profile, write_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slurm_long]
@@ -15,12 +13,8 @@ def accounting(tmp_path_factory):
     """A second cluster, which knows accounts and QoS."""
     if absent := missing(NEEDED_FOR_ACCOUNTING):
         pytest.skip(f"{', '.join(absent)} not found: apt-get install slurmdbd mariadb-server")
-    lab = SlurmLab.start(tmp_path_factory.mktemp("accounting"), accounting=True)
-    path = os.environ["PATH"]
-    os.environ["PATH"] = f"{lab.bin}{os.pathsep}{path}"
-    yield lab
-    os.environ["PATH"] = path
-    lab.stop()
+    with cluster_on_path(tmp_path_factory.mktemp("accounting"), accounting=True) as lab:
+        yield lab
 
 
 @pytest.mark.parametrize(

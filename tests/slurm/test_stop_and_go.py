@@ -45,7 +45,7 @@ def test_cancelled_it_saves_and_stays_cancelled(run):
     assert saved == f"step-{steps(folder)[-1]:08d}"
     assert folder.run.status.read()["state"] == "stopped"
     assert "was told to stop and saved" in log_of(folder, job_id)
-    assert "not requeued" in log_of(folder, job_id)
+    assert "over, unless Slurm takes it back" in log_of(folder, job_id)
 
 
 def test_preempted_it_saves_and_goes_on_with_the_next_step(run):

@@ -59,7 +59,7 @@ def test_it_trains_soon_after_its_start(trained, record_property):
 def test_its_folder_says_how_it_ended_and_how_to_make_it_again(trained):
     run, job_id, _ = trained
     assert run.run.status.read()["state"] == "finished"
-    assert f"job {job_id} finished at {STEPS} steps" in log_of(run, job_id)
+    assert f"job {job_id} finished (at {STEPS} steps)" in log_of(run, job_id)
     assert json.loads(run.launch.read_text())["world_size"] == 4
     assert (run.path / "slurm" / f"{job_id}_submission.sh").exists()
     assert any(line.startswith("torch==") for line in run.packages.read_text().splitlines())
