@@ -56,7 +56,7 @@ def _outcome(case: ElementTree.Element) -> str:
 
 
 def _machine() -> str:
-    slurm = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, check=True)
+    slurm = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True)
     names = ("torch", "deepspeed", "submitit")
     return (
         f"{slurm.stdout.strip()}, {', '.join(f'{name} {version(name)}' for name in names)}, Python "
