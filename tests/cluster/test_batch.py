@@ -82,6 +82,7 @@ def test_a_person_who_asks_again_gets_a_new_chance_and_so_does_another_job(tmp_p
     start(part, 2)
     start(part, 3)
     start(part, 0, job_id="8")
+    assert n_restarts(part) == 0, "of the latest job"
 
 
 def test_a_history_whose_last_line_was_cut_off_is_read_up_to_it(tmp_path):
