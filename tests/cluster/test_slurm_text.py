@@ -129,6 +129,12 @@ def test_an_evaluation_becomes_an_array_and_a_merge_that_waits_for_every_end(tmp
     assert "--merge 64" in text
 
 
+def test_a_merge_leaves_the_queue_with_an_array_that_never_could_start(tmp_path):
+    _, merge = evaluation(tmp_path, NODE, array_tasks=2)
+    parameters = parameters_of(merge, account=None, after="7", first="6")
+    assert parameters["dependency"] == "afterany:7,afterok:6"
+
+
 def test_one_task_is_no_array(tmp_path):
     (job,) = evaluation(tmp_path, NODE)
     assert job.role is Role.run
