@@ -1,5 +1,6 @@
 import fcntl
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from paltrain.config.schema import (
     TrainConfig,
 )
 from paltrain.errors import ConfigError
-from paltrain.run import main
+from paltrain.run import _sole_owner, main
 from paltrain.run_folder import RunFolder, differences, find_init_folder, prepare_run
 from paltrain.status import FINISHED
 
@@ -133,3 +134,16 @@ def test_a_run_in_training_is_not_trained_twice(config, capfd):
         assert main(folder.path) == 2
     assert "is being trained by another process" in capfd.readouterr().err
     assert folder.status.read() == {}
+
+
+def test_a_restart_waits_for_what_an_earlier_attempt_left_running(config):
+    folder = prepare_run(config)
+    held = folder.lock.open("w")
+    fcntl.flock(held, fcntl.LOCK_EX)
+    threading.Timer(1.5, held.close).start()
+    with _sole_owner(folder, patience_s=30.0):
+        assert held.closed
+    with folder.lock.open("w") as other, pytest.raises(ConfigError, match="being trained"):
+        fcntl.flock(other, fcntl.LOCK_EX)
+        prepare_run(replace(config, run=replace(config.run, fresh=True)))
+    assert folder.config.exists(), "a run that is being trained is not moved aside"
