@@ -143,7 +143,9 @@ def test_a_restart_waits_for_what_an_earlier_attempt_left_running(config):
     threading.Timer(1.5, held.close).start()
     with _sole_owner(folder, patience_s=30.0):
         assert held.closed
-    with folder.lock.open("w") as other, pytest.raises(ConfigError, match="being trained"):
+    fresh = replace(config, run=replace(config.run, fresh=True))
+    with folder.lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        prepare_run(replace(config, run=replace(config.run, fresh=True)))
+        with pytest.raises(ConfigError, match="being trained"):
+            prepare_run(fresh)
     assert folder.config.exists(), "a run that is being trained is not moved aside"
