@@ -24,15 +24,21 @@ def dry_run(jobs: Sequence[Job]) -> str:
     """The report on a chain of jobs."""
     sections = []
     for number, job in enumerate(jobs, start=1):
-        earlier = [before.config for before in jobs[: number - 1]]
-        names = [config.run.name for config in earlier if isinstance(config, TrainConfig)]
+        names = _runs_before(job, jobs[: number - 1])
         lines = [f"=== job {number} of {len(jobs)}: {job.name} ==="]
         lines += _identity(job, names)
-        lines += _text(job, after="JOB_BEFORE" if earlier else None)
+        lines += _text(job, place=number)
         if isinstance(job.config, TrainConfig):
             lines += plan_lines(job.config, world_size=job.shape.world_size, earlier=names)
         sections.append("\n".join(lines))
     return "\n\n".join([*sections, _total(jobs)]) + "\n"
+
+
+def _runs_before(job: Job, earlier: Sequence[Job]) -> list[str]:
+    """Names of the runs that come before a job, under the same root."""
+    root = job.folder.path.parent
+    runs = [before.folder.path for before in earlier if before.is_training]
+    return [path.name for path in runs if path.parent == root]
 
 
 def gpu_hours(job: Job) -> float:
@@ -88,7 +94,8 @@ def _starts_from(config: TrainConfig, earlier: Sequence[str]) -> str:
         raise Unknown(str(error)) from error
 
 
-def _text(job: Job, *, after: str | None) -> Iterator[str]:
+def _text(job: Job, *, place: int) -> Iterator[str]:
+    """What starts it. place: in the chain, from 1."""
     if job.profile.scheduler is Scheduler.local:
         yield line("command", shlex.join(job.command))
         variables = dict(job.environment)
@@ -106,7 +113,9 @@ def _text(job: Job, *, after: str | None) -> Iterator[str]:
     except ConfigError as error:
         account = f"${job.profile.account_variable}"
         yield line("account", f"unknown: {error}")
-    parameters = slurm.parameters_of(job, account=account, after=after)
+    after = "JOB_BEFORE" if place > 1 else None
+    first = "JOB_BEFORE_ARRAY" if job.role is Role.merge and place > 2 else None
+    parameters = slurm.parameters_of(job, account=account, after=after, first=first)
     text = slurm.sbatch_text(parameters, command=slurm.command_of(job), folder=job.folder.slurm)
     yield line("sbatch text", "")
     yield from ("    " + text_line for text_line in text.splitlines())

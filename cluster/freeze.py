@@ -18,7 +18,6 @@ import paltrain
 from cluster.folder import JobFolder
 from cluster.profiles import Profile
 from paltrain.config.load import save_config
-from paltrain.status import write_json
 
 PROJECT = Path(paltrain.__file__).parents[1]
 PACKAGES = ("paltrain", "cluster", "tools")
@@ -35,11 +34,6 @@ def freeze(folder: JobFolder, profile: Profile) -> None:
     folder.code_diff.write_text(_git("diff", "HEAD", "--", *PACKAGES), encoding="utf-8")
     folder.packages.write_text("\n".join(installed()) + "\n", encoding="utf-8")
     save_config(profile, folder.profile)
-
-
-def note_launch(folder: JobFolder, **fields: Any) -> None:
-    """Write `launch.json`: who asked for what, with which code."""
-    write_json(folder.launch, launch_record(**fields))
 
 
 def launch_record(**fields: Any) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -176,11 +175,6 @@ def folder_of(config: AnyConfig, source: Path) -> JobFolder:
 def named_after(source: Path) -> str:
     """`configs/quickstart/features.yaml` -> `quickstart-features`."""
     return f"{source.absolute().parent.name}-{source.stem}"
-
-
-def folders(jobs: Sequence[Job]) -> list[JobFolder]:
-    """The folders of a chain, each once, in order."""
-    return list(dict.fromkeys(job.folder for job in jobs))
 
 
 def record_of(job: Job) -> dict[str, Any]:

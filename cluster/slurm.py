@@ -49,12 +49,13 @@ def parameters_of(
     by_gres = profile.gpu_request is GpuRequest.gres
     share = shape.gpus_per_node / profile.gpus_per_node if profile.gpus_per_node else 1.0
     memory_mb = profile.mem_mb_per_node and int(profile.mem_mb_per_node * share)
+    is_serial = job.role is Role.merge and profile.serial is not None
     if job.role is Role.merge:
         memory_mb = profile.serial.mem_mb if profile.serial else None
     parameters: dict[str, Any] = {
         "job_name": job.name,
         "partition": job.placement.partition or profile.partition,
-        "qos": job.placement.qos or (None if job.role is Role.merge else profile.qos),
+        "qos": job.placement.qos or (None if is_serial else profile.qos),
         "account": account,
         "nodes": shape.nodes,
         "ntasks_per_node": shape.processes_per_node,

@@ -23,10 +23,10 @@ from cluster.profiles import account_of
 from cluster.queue import Queue
 from paltrain.config.load import save_config
 from paltrain.config.schema import FeaturesConfig, TrainConfig
-from paltrain.data.files import locked
 from paltrain.errors import ClusterError, ConfigError
+from paltrain.files import locked, write_json
 from paltrain.run_folder import check_same, find_init_folder, prepare_run
-from paltrain.status import FINISHED, write_json
+from paltrain.status import FINISHED
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 EXIT_MEANING = {
@@ -78,31 +78,45 @@ def submit_chain(jobs: Sequence[Job]) -> list[Submitted]:
     for folder, group in groupby(jobs, key=lambda job: job.folder):
         folder.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.path.parent):  # of two commands at once the second finds the first's
-            submitted += _submit_folder(list(group), submitted)
+            _submit_folder(list(group), submitted)
     return submitted
 
 
-def _submit_folder(jobs: Sequence[Job], earlier: Sequence[Submitted]) -> list[Submitted]:
-    """Submit what belongs to one configuration, unless it is finished or in the queue."""
+def _submit_folder(jobs: Sequence[Job], submitted: list[Submitted]) -> None:
+    """Submit what belongs to one configuration, unless it is finished or in the queue.
+
+    submitted: the chain so far; what is submitted, or was, is added to it.
+    """
     if jobs[0].is_done:
         _say_done(jobs[0])
-        return []
+        return
     config = jobs[0].config
     if isinstance(config, FeaturesConfig) and _is_complete(jobs[-1], config):
         print(f"{jobs[0].folder.name}: all features are in {config.store} already")
-        return []
+        return
     if waiting := _in_queue(jobs):
         _check_as_submitted(waiting[0].id, jobs[0])
-        return waiting
-    _check_start(jobs[0], earlier=[link.job for link in earlier])
+        submitted += waiting
+        return
+    _check_start(jobs[0], earlier=[link.job for link in submitted])
     _prepare(jobs[0])
     freeze(jobs[0].folder, jobs[0].profile)
-    submitted: list[Submitted] = []
-    first = earlier[-1].id if earlier else None
+    first = submitted[-1].id if submitted else None
     for job in jobs:
-        after = submitted[-1].id if submitted else first
-        submitted.append(_submit(job, after=after, first=first if submitted else None))
-    return submitted
+        after = submitted[-1].id if submitted else None
+        try:
+            link = _submit(job, after=after, first=first if job.role is Role.merge else None)
+        except ClusterError as error:
+            raise ClusterError(f"{error}{_left_behind(submitted)}") from error
+        submitted.append(link)
+
+
+def _left_behind(submitted: Sequence[Submitted]) -> str:
+    """What of a chain stays in the queue when a later link is refused, as the end of a message."""
+    if not submitted:
+        return ""
+    jobs = ", ".join(f"{link.job.name} as job {link.id}" for link in submitted)
+    return f" In the queue before it, and kept: {jobs}; the same command goes on from there"
 
 
 def _is_complete(last: Job, config: FeaturesConfig) -> bool:

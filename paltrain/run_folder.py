@@ -29,8 +29,9 @@ import yaml
 from paltrain.config.load import save_config, to_yaml
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
+from paltrain.files import write_json
 from paltrain.log import get_logger
-from paltrain.status import FINISHED, StatusFile, write_json
+from paltrain.status import FINISHED, StatusFile
 
 log = get_logger(__name__)
 

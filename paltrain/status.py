@@ -9,11 +9,11 @@ heartbeat. A reader sees the old or the new content whole. Imports no torch: log
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from paltrain.files import write_json
 
 RUNNING, STOPPED, FAILED, FINISHED = "running", "stopped", "failed", "finished"
 HEARTBEAT_S = 5.0  # a process that gets on says so no more often
@@ -50,10 +50,3 @@ class StatusFile:
             self.write(RUNNING, **fields)
         except OSError:
             return
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Beside, then renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)

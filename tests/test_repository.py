@@ -63,7 +63,7 @@ def test_no_tracked_file_names_a_machines_paths():
 @pytest.mark.parametrize("file", configs(whole=True), ids=relative)
 def test_a_config_is_whole(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    load_config(schema_of(file), [file])
+    assert isinstance(load_config(schema_of(file), [file]), schema_of(file))
 
 
 @pytest.mark.parametrize("file", configs(whole=False), ids=relative)

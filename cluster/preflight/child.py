@@ -20,7 +20,7 @@ from typing import Any
 
 from cluster.freeze import PROJECT
 from cluster.local import own_environment
-from paltrain.data.files import write_atomically
+from paltrain.files import write_atomically
 from paltrain.log import get_logger
 
 log = get_logger(__name__)

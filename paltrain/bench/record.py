@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from paltrain.files import write_json
 
 STEP_RATIO = "step_time_ratio_plits_over_lal"
 MEMORY_RATIO = "peak_memory_ratio_lal_over_plits"
@@ -35,9 +36,7 @@ def write_rows(path: Path, rows: Sequence[BenchRow], *, machine: str) -> None:
     """Write the figures beside `path`, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "rows": [asdict(row) for row in rows]}
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_json(path, content)
 
 
 def read_rows(path: Path) -> tuple[list[BenchRow], str]:

@@ -13,7 +13,6 @@ Costs milliseconds; imports no torch.
 
 from __future__ import annotations
 
-import os
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -29,6 +28,7 @@ from paltrain.config.layers import parse_overrides, read_layers
 from paltrain.config.report import Fault, KeyPath, Report, show
 from paltrain.config.validate import faults_of
 from paltrain.errors import near_hint
+from paltrain.files import write_atomically
 
 T = TypeVar("T")
 
@@ -68,9 +68,7 @@ def save_config(config: Any, path: Path | str) -> None:
     """Write `to_yaml(config)`; a reader sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(to_yaml(config), encoding="utf-8")
-    beside.replace(path)
+    write_atomically(path, to_yaml(config))
 
 
 # ---- 2. merge ----------------------------------------------------------------------------

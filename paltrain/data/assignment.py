@@ -14,9 +14,9 @@ import json
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from paltrain.data.files import locked, write_atomically
 from paltrain.data.index import Corpus
 from paltrain.data.shards import finished_shards, read_assignment
+from paltrain.files import locked, write_atomically
 from paltrain.log import get_logger
 from paltrain.slices import Slice
 

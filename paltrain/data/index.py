@@ -28,9 +28,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from paltrain.data.files import beside, write_atomically
 from paltrain.data.manifest import Clip, parse_clip, read_lines
 from paltrain.errors import ManifestError
+from paltrain.files import beside, write_atomically
 
 FORMAT = 1
 ARRAYS = (

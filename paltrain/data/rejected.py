@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
-from paltrain.data.files import locked, write_atomically
+from paltrain.files import locked, write_atomically
 from paltrain.slices import EVERYTHING, Slice
 
 

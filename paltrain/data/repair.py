@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from paltrain.data.files import beside, locked
 from paltrain.data.shard_tar import read_tar
 from paltrain.data.shards import FeatureStore, merged_index_path, shard_index_path
 from paltrain.data.verify import AGAIN, Cure, Finding, Progress, verify_store
 from paltrain.errors import StoreError
+from paltrain.files import beside, locked
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import webdataset
 import xxhash
 from numpy.typing import NDArray
 
-from paltrain.data.files import beside, locked, write_atomically
 from paltrain.data.shards import (
     DTYPE,
     INDEX,
@@ -31,6 +30,7 @@ from paltrain.data.shards import (
     stamp_differences,
 )
 from paltrain.errors import StoreError
+from paltrain.files import beside, locked, write_atomically
 
 
 def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:

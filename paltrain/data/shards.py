@@ -32,8 +32,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from paltrain.data.files import beside
 from paltrain.errors import StoreError
+from paltrain.files import beside
 
 DTYPE = np.dtype("<f2")
 INDEX = np.dtype(

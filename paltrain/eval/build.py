@@ -36,9 +36,9 @@ from paltrain.eval.records import (
     EvalScores,
     answers_elsewhere,
     slice_folder,
-    write_json,
 )
 from paltrain.eval.runs import RunToEvaluate, load_model, model_hash, open_streams
+from paltrain.files import write_json
 from paltrain.log import get_logger
 from paltrain.model.processing import PalProcessor
 from paltrain.slices import EVERYTHING, Slice, incomplete, parse_slice

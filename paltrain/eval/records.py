@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from paltrain.data.files import write_atomically
 from paltrain.eval.tasks import Chance, Scoring, TaskScore, is_correct, score_by_task
+from paltrain.files import write_atomically, write_json
 from paltrain.log import get_logger
 from paltrain.slices import EVERYTHING, Slice
 
@@ -221,14 +221,6 @@ def read_answers(folder: Path) -> Iterator[Answer]:
         for line in file:
             if line.endswith("\n"):
                 yield Answer.from_json(line)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` beside `path`, then rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".part")
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _drop_torn_line(path: Path) -> None:

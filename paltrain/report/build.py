@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from paltrain.data.manifest import read_manifest
 from paltrain.errors import PaltrainError
-from paltrain.eval.records import EvalScores, write_json
+from paltrain.eval.records import EvalScores
+from paltrain.files import write_atomically, write_json
 from paltrain.report.clips import PlayableClip, choose_clips, playable_clips
 from paltrain.report.collect import ReportData, collect, to_summary
 from paltrain.report.page import render_page
@@ -40,9 +40,7 @@ def build_report(
     clips = _clips(data, n_clips)
     out.mkdir(parents=True, exist_ok=True)
     page = out / PAGE_FILE
-    beside = page.with_name(page.name + ".part")
-    beside.write_text(render_page(data, clips, title=title), encoding="utf-8")
-    os.replace(beside, page)
+    write_atomically(page, render_page(data, clips, title=title))
     write_json(out / SUMMARY_FILE, to_summary(data))
     return WrittenReport(page, out / SUMMARY_FILE, data.missing)
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import torch
 
+from paltrain.files import write_atomically
 from paltrain.log import get_logger
 from paltrain.status import StatusFile
 
@@ -72,9 +73,7 @@ def cut_back(path: Path, step: int) -> None:
     records = read_metrics(path)
     kept = [record for record in records if record["step"] <= step]
     if path.exists():
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
-        beside.replace(path)
+        write_atomically(path, "".join(json.dumps(r) + "\n" for r in kept))
 
 
 def device_peak_tflops(device: torch.device) -> float | None:

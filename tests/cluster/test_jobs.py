@@ -19,7 +19,8 @@ from cluster.monitor.state import State
 from cluster.monitor.view import read_views, view
 from cluster.queue import Queue, QueueState
 from cluster.requeue import script_again
-from paltrain.status import FAILED, FINISHED, RUNNING, write_json
+from paltrain.files import write_json
+from paltrain.status import FAILED, FINISHED, RUNNING
 from tests.slurm.runs import (
     launch,
     submitted,

@@ -17,7 +17,8 @@ from cluster.monitor.table import table_of
 from cluster.monitor.view import read_views, view
 from cluster.queue import Queue, QueueState
 from paltrain.errors import ConfigError
-from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, write_json
+from paltrain.files import write_json
+from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED
 
 NOW = 1_800_000_000.0
 SUBMITTED, STARTED = NOW - 7200, NOW - 3600

@@ -135,6 +135,13 @@ def test_a_merge_leaves_the_queue_with_an_array_that_never_could_start(tmp_path)
     assert parameters["dependency"] == "afterany:7,afterok:6"
 
 
+def test_a_merge_beside_the_other_jobs_has_their_qos_as_where_one_is_mandatory(tmp_path):
+    _, merge = evaluation(tmp_path, replace(NODE, qos="acc_ehpc"), array_tasks=2)
+    assert "#SBATCH --qos=acc_ehpc" in text_of(merge)
+    serial = replace(NODE, qos="acc_ehpc", serial=SerialPlace(partition="serial"))
+    assert "--qos" not in text_of(evaluation(tmp_path, serial, array_tasks=2)[1])
+
+
 def test_one_task_is_no_array(tmp_path):
     (job,) = evaluation(tmp_path, NODE)
     assert job.role is Role.run

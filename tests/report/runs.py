@@ -11,7 +11,8 @@ import numpy as np
 import soundfile
 
 from paltrain.bench.record import BenchRow, write_rows
-from paltrain.eval.records import Answer, AnswerFile, write_json
+from paltrain.eval.records import Answer, AnswerFile
+from paltrain.files import write_json
 from paltrain.report.phases import PhaseCall, append_phase
 
 SOUNDS = ("bell", "siren", "chirp", "knock")

@@ -1,5 +1,6 @@
 """Several configurations as jobs that wait for one another."""
 
+import re
 import subprocess
 
 import pytest
@@ -64,6 +65,18 @@ def test_a_chain_trains_from_run_to_run_and_is_not_submitted_twice(slurm, tmp_pa
     wait_for_state(second_id, "COMPLETED")
     assert run.run.is_finished, describe(run)
     assert "finished already" in launch(profile, base, second)
+
+
+@pytest.mark.slurm_long
+def test_a_link_that_slurm_refuses_is_told_with_those_that_stay(slurm, tmp_path):
+    base, second = write_chain(tmp_path)
+    wrong = second.read_text().replace("processes_per_node: 1", "partition: nirvana")
+    second.write_text(wrong)
+    said = launch(write_profile(tmp_path), "--no-check", base, second, code=2)
+    assert "invalid partition" in said
+    (kept,) = re.findall(r"and kept: base as job (\d+)", said)
+    subprocess.run(["scancel", kept], check=True)
+    wait_for_state(kept, "CANCELLED", "GONE")
 
 
 @pytest.mark.slurm_long

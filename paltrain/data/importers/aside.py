@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from paltrain.data.files import write_atomically
+from paltrain.files import write_atomically
 
 MISSING = "missing file"
 UNREADABLE = "unreadable recording"
