@@ -76,13 +76,21 @@ def make_manifest_index(path: Path, work: PlanWork) -> Path:
         "clip_id": np.char.add(b"clip", np.arange(work.n_clips).astype(np.bytes_)),
         "id_hash": np.arange(work.n_clips, dtype=np.uint64),
         "clip_split": np.zeros(work.n_clips, np.int8),
+        "clip_dataset": np.zeros(work.n_clips, np.int16),
+        "content": np.arange(1, work.n_clips + 1, dtype=np.uint64),
         "has_audio": np.ones(work.n_clips, bool),
         "duration_s": arrays.sizes.clip_audio.astype(np.float32) / 25,
         "first_question": arrays.sizes.first_question,
         "question_task": (arrays.questions % 8).astype(np.int16),
     }
     tasks = [f"task{number}" for number in range(8)]
-    meta = {"hash": content, "tasks": tasks, "splits": ["train"], "further_clips": {}}
+    meta = {
+        "hash": content,
+        "tasks": tasks,
+        "splits": ["train"],
+        "datasets": ["made_up"],
+        "further_clips": {},
+    }
     manifest_index._write(folder / content, compiled, meta)
     return path
 

@@ -5,7 +5,7 @@ arrays beside it, under a name that is the hash of its text:
 
     manifest.jsonl
     manifest.jsonl.index/current.json        size, mtime and hash of the text it stands for
-    manifest.jsonl.index/<hash>/meta.json    tasks, splits, questions with further clips
+    manifest.jsonl.index/<hash>/meta.json    tasks, splits, datasets, questions with further clips
                                /*.npy        line offsets, clip ids, first questions, tasks, ...
 
 An index is written beside and renamed, so processes may compile at the same time; it is made again
@@ -32,12 +32,14 @@ from paltrain.data.manifest import Clip, parse_clip, read_lines
 from paltrain.errors import ManifestError
 from paltrain.files import beside, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = (
     "line_offset",  # (C + 1,) int64, bytes
     "clip_id",  # (C,) utf-8 bytes
     "id_hash",  # (C,) uint64, xxh3 of the id
     "clip_split",  # (C,) int8, into meta's splits
+    "clip_dataset",  # (C,) int16, into meta's datasets
+    "content",  # (C,) uint64, the recording's content hash; 0: not recorded
     "has_audio",  # (C,) bool
     "duration_s",  # (C,) float32
     "first_question",  # (C + 1,) int64
@@ -47,7 +49,7 @@ ARRAYS = (
 
 @dataclass(frozen=True)
 class ManifestIndex:
-    """One manifest's arrays (see ARRAYS) and its meta: hash, tasks, splits, further_clips."""
+    """One manifest's arrays (see ARRAYS); meta: hash, tasks, splits, datasets, further_clips."""
 
     path: Path
     arrays: dict[str, NDArray[Any]]
@@ -73,9 +75,11 @@ class ManifestIndex:
 class Corpus:
     """Several manifests as one numbering of clips (0 .. C-1) and questions (0 .. Q-1).
 
-    manifests: their paths. n_clips, n_questions. tasks, splits: names. clip_split (C,) into splits;
-    question_task (Q,) into tasks; has_audio (C,) bool; duration_s (C,) float32, seconds;
-    first_question (C + 1,) int64: clip c has the questions first_question[c] .. [c + 1] - 1.
+    manifests: their paths. n_clips, n_questions. tasks, splits, datasets: names. clip_split (C,)
+    into splits, clip_dataset (C,) into datasets; question_task (Q,) into tasks; has_audio (C,)
+    bool; duration_s (C,) float32, seconds; content (C,) uint64, equal for recordings of the same
+    bytes, 0 where the manifest does not say; first_question (C + 1,) int64: clip c has the
+    questions first_question[c] .. [c + 1] - 1.
     """
 
     def __init__(self, indexes: Sequence[ManifestIndex]) -> None:
@@ -87,11 +91,14 @@ class Corpus:
         self.n_clips = int(self._first_clip[-1])
         self.tasks = sorted({task for index in indexes for task in index.meta["tasks"]})
         self.splits = sorted({split for index in indexes for split in index.meta["splits"]})
+        self.datasets = sorted({name for index in indexes for name in index.meta["datasets"]})
         self.question_task = self._renumbered("question_task", "tasks", self.tasks)
         self.clip_split = self._renumbered("clip_split", "splits", self.splits)
+        self.clip_dataset = self._renumbered("clip_dataset", "datasets", self.datasets)
         self.n_questions = len(self.question_task)
         self.has_audio = self._joined("has_audio")
         self.duration_s = self._joined("duration_s")
+        self.content = self._joined("content")
         self.first_question = self._first_questions()
         self._refuse_duplicates()
 
@@ -218,6 +225,7 @@ def _compile(path: Path, folder: Path, content: str) -> None:
     columns["first_question"].append(0)
     tasks: dict[str, int] = {}
     splits: dict[str, int] = {}
+    datasets: dict[str, int] = {}
     further: dict[int, tuple[str, ...]] = {}
     seen: set[str] = set()
     for offset, clip in read_lines(path):
@@ -228,6 +236,8 @@ def _compile(path: Path, folder: Path, content: str) -> None:
         columns["clip_id"].append(clip.id.encode())
         columns["id_hash"].append(xxhash.xxh3_64_intdigest(clip.id.encode()))
         columns["clip_split"].append(splits.setdefault(clip.split, len(splits)))
+        columns["clip_dataset"].append(datasets.setdefault(clip.dataset, len(datasets)))
+        columns["content"].append(int(clip.content, 16) if clip.content else 0)
         columns["has_audio"].append(clip.audio is not None)
         columns["duration_s"].append(clip.duration_s)
         for question in clip.questions:
@@ -238,7 +248,13 @@ def _compile(path: Path, folder: Path, content: str) -> None:
     if not seen:
         raise ManifestError(f"manifest {path} has no clip: tools/prepare_data.py makes one")
     columns["line_offset"].append(os.stat(path).st_size)
-    meta = {"hash": content, "tasks": [*tasks], "splits": [*splits], "further_clips": further}
+    meta = {
+        "hash": content,
+        "tasks": [*tasks],
+        "splits": [*splits],
+        "datasets": [*datasets],
+        "further_clips": further,
+    }
     _write(folder, _as_arrays(columns), meta)
 
 
@@ -248,6 +264,8 @@ def _as_arrays(columns: dict[str, list[Any]]) -> dict[str, NDArray[Any]]:
         "clip_id": np.bytes_,
         "id_hash": np.uint64,
         "clip_split": np.int8,
+        "clip_dataset": np.int16,
+        "content": np.uint64,
         "has_audio": np.bool_,
         "duration_s": np.float32,
         "first_question": np.int64,

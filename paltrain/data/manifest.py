@@ -5,6 +5,7 @@
      "instruction": "Which sound is heard?", "answer": "a bell", "options": ["a bell", "a siren"]}]}
 
 Audio paths are relative to the manifest's folder; `audio: null` is a conversation without sound.
+`content` (optional) is the xxh3 of the recording's bytes, 16 hex digits; importers write it.
 Optional fields of a question: `options` (the answers to choose from), `turns` (instruction and
 answer pairs instead of the one), `labels`, `references` (further right answers), `clips` (ids of
 further clips, in placeholder order). Fields that are null are left out when writing.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -41,7 +43,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Clip:
-    """A recording (audio: path relative to the manifest, None: text alone) and its questions."""
+    """A recording (audio: path relative to the manifest, None: text alone) and its questions.
+
+    content: 16 hex digits of the xxh3 of the recording's bytes, where it is known.
+    """
 
     id: str
     audio: str | None
@@ -49,6 +54,7 @@ class Clip:
     dataset: str
     split: str
     questions: tuple[Question, ...]
+    content: str | None = None
 
 
 def read_manifest(path: str | Path) -> Iterator[Clip]:
@@ -123,6 +129,7 @@ def parse_clip(line: bytes | str, where: str) -> Clip:
         dataset=str(values["dataset"]),
         split=_text(values["split"], f"{where}: split"),
         questions=tuple(questions),
+        content=_content(values.get("content"), f"{where}: content"),
     )
 
 
@@ -143,7 +150,8 @@ def _question(values: Any, where: str) -> Question:
 
 
 LIST_FIELDS = ("options", "labels", "references", "clips")
-OPTIONAL_FIELDS = (*LIST_FIELDS, "turns")
+OPTIONAL_FIELDS = (*LIST_FIELDS, "turns", "content")
+CONTENT = re.compile(r"[0-9a-f]{16}")
 
 
 def _checked(values: Any, schema: type, where: str) -> Mapping[str, Any]:
@@ -174,6 +182,15 @@ def _texts(value: Any, where: str) -> tuple[str, ...] | None:
     if not isinstance(value, list):
         raise ManifestError(f"{where} must be a list of texts, is {value!r:.80}")
     return tuple(_text(entry, where) for entry in value)
+
+
+def _content(value: Any, where: str) -> str | None:
+    if value is not None and not (isinstance(value, str) and CONTENT.fullmatch(value)):
+        raise ManifestError(
+            f"{where} must be 16 hex digits (xxh3 of the recording's bytes), is {value!r:.80}; "
+            "leave it out if it is not known"
+        )
+    return value
 
 
 def _duration(value: Any, where: str) -> float:
