@@ -15,6 +15,7 @@ import numpy as np
 
 from paltrain.config.schema import TrainConfig
 from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.mixture import PartShare
 from paltrain.data.summary import PlanSummary, plan_summary
 from paltrain.errors import PaltrainError
 from paltrain.run_folder import RunFolder, find_init_folder
@@ -148,6 +149,7 @@ def _plan_lines(
         ("imbalance", plan.imbalance, why_no_audio),
         ("padding share", plan.padding_share, why_no_audio),
     ]
+    rows += [(f"part {name}", _share(share), "") for name, share in plan.mixture.items()]
     unknown: dict[str, list[str]] = {}
     for label, value, reason in rows:
         if value is None:
@@ -157,6 +159,11 @@ def _plan_lines(
             yield line("  " + label, shown)
     for reason, labels in unknown.items():
         yield f"  {', '.join(labels)}: {reason}"
+
+
+def _share(part: PartShare) -> str:
+    asked = f"asked {part.n_asked} times, {part.share:.1%} of an epoch"
+    return f"{part.n_questions} questions of {part.n_clips} clips, {asked}"
 
 
 def _audit(corpus: Corpus, store: FeatureStore, split: str) -> str:

@@ -106,10 +106,33 @@ class TemplateConfig:
 
 
 @dataclass
-class DataConfig:
+class QuestionFilter:
+    """Which questions: those that pass all of these; null lets every question pass."""
+
+    tasks: list[str] | None = None
+    datasets: list[str] | None = None  # of their clips
+    min_duration_s: float | None = None  # of every recording that a question hears
+    max_duration_s: float | None = None
+
+
+@dataclass
+class MixtureConfig(QuestionFilter):
+    """A part of an epoch: some of the questions that `data`'s own filters leave."""
+
+    manifest: str | None = None  # only this one of data.manifests
+    max_questions: int | None = None  # at most so many of them, always the same
+    # How often each is asked in an epoch: 2.5 asks all twice and half of them a third time, 0.3
+    # asks 30 %; which ones depends on the part's name alone.
+    weight: float = 1.0
+
+
+@dataclass
+class DataConfig(QuestionFilter):
     manifests: list[str] = MISSING
     split: str = "train"
-    tasks: list[str] | None = None  # only questions of these tasks
+    # Parts by name. A question is asked as often as all parts together say, and one of no part not
+    # at all. Empty: every question once.
+    mixture: dict[str, MixtureConfig] = field(default_factory=dict)
     questions_per_visit: int = 1  # questions about one clip that ride together and share its audio
     batch_questions: int = 256  # questions in an optimizer step
     text_token_budget: int = 4096  # a micro-batch holds at most so many text tokens ...
@@ -221,6 +244,13 @@ class TrainConfig:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 
 
+class FeatureDtype(Enum):
+    """How a store keeps frames: `int8` has one scale a frame, half the bytes and a small error."""
+
+    float16 = "float16"
+    int8 = "int8"
+
+
 @dataclass
 class EncoderConfig:
     """An audio encoder: its type (`paltrain.encoders.ENCODERS`), weights and options."""
@@ -229,22 +259,48 @@ class EncoderConfig:
     path: str | None = None  # folder or hub name of the weights, where it has any
     revision: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # keywords of the encoder's class
+    pool: int = 1  # so many neighbouring frames are averaged into one
+    dtype: FeatureDtype = FeatureDtype.float16  # of the stored features
+
+    def arguments(self) -> dict[str, Any]:
+        """What `paltrain.encoders.build_encoder` takes."""
+        return {
+            "type": self.type,
+            "path": self.path,
+            "revision": self.revision,
+            "options": self.options,
+            "pool": self.pool,
+        }
 
 
 @dataclass
 class FeaturesConfig:
-    """One encoder's features of some manifests' clips: `tools/precompute_features.py CONFIG`."""
+    """Features of some manifests' clips by one or more encoders: `precompute_features.py CONFIG`.
+
+    Every recording is decoded once for all encoders.
+    """
 
     extends: Any = None
     manifests: list[str] = MISSING
-    store: str = MISSING
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    folder: str = MISSING  # of the stores: one for each encoder, FOLDER/NAME
+    encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # by the name of their store
+    only: list[str] | None = None  # of the encoders' names; default: all
     clips_per_shard: int = 512
-    batch_clips: int = 16
+    batch_clips: int = 16  # a batch of the encoder has at most so many windows ...
+    batch_audio_s: float = 960.0  # ... and so many seconds, each as long as the longest
     workers: int = 2  # processes that decode
-    device: str = "auto"
+    devices: list[str] | None = None  # "cuda:0", "cpu", ...; default: every GPU, else the CPU
     slice: str | None = None  # "3/64": the shards of slice 3 of 64 (0-based)
     launch: ArrayConfig = field(default_factory=ArrayConfig)
+
+    def stores(self) -> dict[str, str]:
+        """By encoder name, the folder of its store."""
+        return {name: f"{self.folder}/{name}" for name in self.chosen()}
+
+    def chosen(self) -> dict[str, EncoderConfig]:
+        """The encoders that this command is for."""
+        wanted = self.encoders if self.only is None else self.only
+        return {name: self.encoders[name] for name in wanted}
 
 
 @dataclass

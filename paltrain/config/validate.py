@@ -19,6 +19,7 @@ from paltrain.config.schema import (
     FeaturesConfig,
     LayerProjection,
     ModelConfig,
+    QuestionFilter,
     Route,
     StreamConfig,
     TrainConfig,
@@ -32,7 +33,7 @@ MIN_VOCABULARY = 300  # 256 bytes, the special tokens and some merges
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 STREAM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 SLICE = re.compile(r"(\d+)/(\d+)")
 
 
@@ -84,7 +85,6 @@ def _one_of(path: KeyPath, kind: str, name: str, valid: list[str]) -> Iterator[F
 TRAIN_RULES: Mapping[str, Rule] = {
     "run.seed": NOT_NEGATIVE,
     "data.manifests": NOT_EMPTY,
-    "data.tasks": NOT_EMPTY,
     "data.questions_per_visit": AT_LEAST_ONE,
     "data.batch_questions": AT_LEAST_ONE,
     "data.text_token_budget": AT_LEAST_ONE,
@@ -229,8 +229,33 @@ def _connector(model: ModelConfig, connector: ConnectorConfig, path: KeyPath) ->
             yield Fault((*path, "n_heads"), sentence)
 
 
+FILTER_RULES: Mapping[str, Rule] = {
+    "tasks": NOT_EMPTY,
+    "datasets": NOT_EMPTY,
+    "min_duration_s": NOT_NEGATIVE,
+    "max_duration_s": NOT_NEGATIVE,
+}
+PART_RULES: Mapping[str, Rule] = {"weight": ABOVE_ZERO, "max_questions": AT_LEAST_ONE}
+
+
+def _filter(filter_: QuestionFilter, path: KeyPath) -> Iterator[Fault]:
+    yield from _look(filter_, FILTER_RULES, path)
+    least, most = filter_.min_duration_s, filter_.max_duration_s
+    if least is not None and most is not None and least > most:
+        sentence = f"must not exceed {'.'.join(path)}.max_duration_s={most:g}, is {least:g}"
+        yield Fault((*path, "min_duration_s"), sentence)
+
+
 def _data(config: TrainConfig) -> Iterator[Fault]:
     data = config.data
+    yield from _filter(data, ("data",))
+    for name, part in data.mixture.items():
+        path = ("data", "mixture", name)
+        yield from _filter(part, path)
+        yield from _look(part, PART_RULES, path)
+        if part.manifest is not None:
+            kind = "manifest (one of data.manifests)"
+            yield from _one_of((*path, "manifest"), kind, part.manifest, data.manifests)
     if data.questions_per_visit > data.batch_questions:
         yield Fault(
             ("data", "questions_per_visit"),
@@ -299,12 +324,25 @@ ARRAY_RULES: Mapping[str, Rule] = {
 def _features(config: FeaturesConfig) -> Iterator[Fault]:
     rules: Mapping[str, Rule] = {
         "manifests": NOT_EMPTY,
+        "encoders": NOT_EMPTY,
+        "only": NOT_EMPTY,
         "clips_per_shard": AT_LEAST_ONE,
         "batch_clips": AT_LEAST_ONE,
+        "batch_audio_s": ABOVE_ZERO,
         "workers": NOT_NEGATIVE,
-        "device": ("must be auto, cpu, cuda or cuda:N", lambda name: bool(DEVICE.fullmatch(name))),
+        "devices": (
+            "must be a list of devices: cpu, cuda or cuda:N",
+            lambda names: bool(names) and all(map(DEVICE.fullmatch, names)),
+        ),
     }
     yield from _look(config, {**rules, **ARRAY_RULES})
+    for name, encoder in config.encoders.items():
+        path = ("encoders", name)
+        if not RUN_NAME.fullmatch(name):
+            yield Fault(path, "names a folder: letters, digits, '.', '_' and '-' only; rename it")
+        yield from _look(encoder, {"pool": AT_LEAST_ONE}, path)
+    for name in config.only or ():
+        yield from _one_of(("only",), "encoder", name, list(config.encoders))
 
 
 def _is_slice(text: str) -> bool:

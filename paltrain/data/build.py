@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paltrain.config.schema import DataConfig
+from paltrain.config.schema import DataConfig, MixtureConfig, QuestionFilter
+from paltrain.data.filters import asked_for, of_manifest
 from paltrain.data.lengths import LengthTable
+from paltrain.data.mixture import Part, PartShare, mix
 from paltrain.data.order import Int32Array, VisitOrder
 from paltrain.data.packing import CostModel
 from paltrain.data.plan import Planner, QuestionSizes, questions_that_fit
@@ -26,6 +28,7 @@ from paltrain.data.selection import (
     Selector,
     StreamFeatures,
     further_clips,
+    hears_only,
     join_store,
     most_frames,
     shard_numbers,
@@ -53,7 +56,7 @@ class DataPlan:
     """A run's data: what is in use, and how it is cut into steps.
 
     streams: by name, in config order. lengths: None where the table is not built yet. left_out:
-    questions not in use, by reason. n_clips: clips in use.
+    questions not in use, by reason. n_clips: clips in use. mixture: what each part is of an epoch.
     """
 
     corpus: Corpus
@@ -62,6 +65,7 @@ class DataPlan:
     lengths: LengthTable | None
     left_out: Mapping[str, int]
     n_clips: int
+    mixture: Mapping[str, PartShare]
 
 
 def build_plan(
@@ -81,7 +85,7 @@ def build_plan(
 
     Raises:
         ConfigError: settings that cannot go together.
-        ManifestError: an unknown split or task, no question left, or one over a budget.
+        ManifestError: an unknown split, task or dataset, no question left, or one over a budget.
     """
     _check(config)
     selector = Selector(corpus)
@@ -89,18 +93,17 @@ def build_plan(
     streams = _join(selector, config, corpus, stores, audio_tokens)
     if lengths is not None:
         selector.keep(lengths.usable, "set aside by the length table (too long, or no answer)")
-    selected = selector.selected()
-    if not len(selected.questions):
+    if not selector.kept.any():
         raise ManifestError(f"no question is left to train on: {_told(selector.left_out)}")
+    times, shares = _mix(selector, config, corpus)
+    selected = selector.selected(times)
     if selector.left_out:
-        log.info(
-            "%d questions in use; left out: %s", len(selected.questions), _told(selector.left_out)
-        )
+        log.info("%d questions in use; left out: %s", selector.n_kept, _told(selector.left_out))
     sizes = None if lengths is None else _sizes(corpus, lengths, streams, audio_tokens)
     order = VisitOrder(
         selected.questions,
         clip_start=selected.clip_start,
-        shard=shard_numbers(selected.clips, streams),
+        shard=shard_numbers(selected, streams),
         questions_per_visit=_questions_per_visit(config, corpus, selected, sizes),
         window_shards=config.window_shards,
         seed=seed,
@@ -114,7 +117,8 @@ def build_plan(
         cost=cost or CostModel(),
         fingerprint=_fingerprint(config, corpus, selected.questions, lengths, streams, sizes),
     )
-    return DataPlan(corpus, planner, streams, lengths, selector.left_out, len(selected.clips))
+    n_clips = int((selected.layer == 0).sum())
+    return DataPlan(corpus, planner, streams, lengths, selector.left_out, n_clips, shares)
 
 
 def _check(config: DataConfig) -> None:
@@ -146,18 +150,54 @@ def _questions_per_visit(
 
 
 def _keep_asked_for(selector: Selector, config: DataConfig, corpus: Corpus) -> None:
-    """The split's clips and the tasks' questions."""
-    splits, tasks = list(corpus.splits), list(corpus.tasks)
+    """The split's clips, and the questions that the filters let pass."""
+    splits = list(corpus.splits)
     if config.split not in splits:
         raise ManifestError(unknown_name("data.split", config.split, splits))
     in_split = np.asarray(corpus.clip_split) == splits.index(config.split)
     selector.keep_clips(in_split, f"not of split '{config.split}'")
-    if config.tasks is not None:
-        for task in config.tasks:
-            if task not in tasks:
-                raise ManifestError(unknown_name("task in data.tasks", task, tasks))
-        numbers = [tasks.index(task) for task in config.tasks]
-        selector.keep(np.isin(corpus.question_task, numbers), "not of data.tasks")
+    for questions, otherwise in asked_for(corpus, "data", **_filters(config)):
+        selector.keep(questions, otherwise)
+
+
+def _filters(config: QuestionFilter) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(QuestionFilter)}
+
+
+def _mix(
+    selector: Selector, config: DataConfig, corpus: Corpus
+) -> tuple[Int32Array | None, dict[str, PartShare]]:
+    """(Q,) how often each question is asked (None: once), and the shares of the mixture's parts."""
+    if not config.mixture:
+        return None, {}
+    parts = [
+        Part(name, _part(name, part, selector, config, corpus), part.weight, part.max_questions)
+        for name, part in config.mixture.items()
+    ]
+    selector.keep(np.any([part.asked for part in parts], axis=0), "in no part of data.mixture")
+    times, shares = mix(parts, np.asarray(corpus.first_question))
+    selector.keep(times > 0, "beyond weight or max_questions of their part of data.mixture")
+    for name, share in shares.items():
+        log.info(
+            "mixture: %s asks %d questions about %d clips, %d times an epoch: %.1f %% of it",
+            *(name, share.n_questions, share.n_clips, share.n_asked, 100 * share.share),
+        )
+    return times, shares
+
+
+def _part(
+    name: str, part: MixtureConfig, selector: Selector, config: DataConfig, corpus: Corpus
+) -> NDArray[np.bool_]:
+    """(Q,) what a part of the mixture selects of the questions that are left."""
+    asked = selector.kept.copy()
+    for questions, _ in asked_for(corpus, f"data.mixture.{name}", **_filters(part)):
+        asked &= questions
+    if part.manifest is not None:
+        key = f"manifest in data.mixture.{name}"
+        if part.manifest not in config.manifests:
+            raise ManifestError(unknown_name(key, part.manifest, config.manifests))
+        asked &= of_manifest(corpus, config.manifests.index(part.manifest))
+    return asked
 
 
 def _join(
@@ -178,31 +218,12 @@ def _join(
             name, store, corpus, max_frames=limit, truncate=config.truncate_audio
         )
         missing = np.asarray(corpus.has_audio) & (streams[name].rows < 0)
-        _keep_heard(
-            selector,
-            corpus,
-            ~missing,
+        selector.keep(
+            hears_only(corpus, ~missing),
             f"no features of stream '{name}' (tools/precompute_features.py makes them)",
         )
-        _keep_heard(
-            selector,
-            corpus,
-            ~over,
-            f"over data.max_audio_tokens by stream '{name}'",
-        )
+        selector.keep(hears_only(corpus, ~over), f"over data.max_audio_tokens by stream '{name}'")
     return streams
-
-
-def _keep_heard(
-    selector: Selector, corpus: Corpus, clips: NDArray[np.bool_], otherwise: str
-) -> None:
-    """Keep the questions all of whose clips, further ones included, are True in (C,) `clips`."""
-    selector.keep_clips(clips, otherwise)
-    questions, further = further_clips(corpus)
-    if len(questions):
-        kept = np.ones(corpus.n_questions, bool)
-        kept[questions[~(clips & np.asarray(corpus.has_audio))[further]]] = False
-        selector.keep(kept, otherwise)
 
 
 def _sizes(

@@ -146,6 +146,11 @@ class Corpus:
                     )
         return {question: tuple(number_of[i] for i in ids) for question, ids in wanted}
 
+    @cached_property
+    def clip_manifest(self) -> NDArray[np.int16]:
+        """(C,) the number of each clip's manifest in `manifests`."""
+        return np.repeat(np.arange(len(self.manifests), dtype=np.int16), np.diff(self._first_clip))
+
     def clips_of(self, question: int) -> tuple[int, ...]:
         """The clips that a question hears, in placeholder order."""
         own = int(np.searchsorted(self.first_question, question, side="right")) - 1

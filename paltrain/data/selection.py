@@ -1,8 +1,8 @@
 """Which questions a run can train on, and how many frames each of their clips has in every store.
 
-A question is in use if its clip is of the split, its task is asked for, every clip that it hears
-has features in every stream's store, and the length table has not set it aside. What is left out is
-counted by its first reason.
+A question is in use if its clip is of the split, the filters let it pass (filters.py), every clip
+that it hears has features in every stream's store, the length table has not set it aside, and a
+part of the mixture asks for it (mixture.py). What is left out is counted by its first reason.
 """
 
 from __future__ import annotations
@@ -95,13 +95,26 @@ def further_clips(corpus: Corpus) -> tuple[Int64Array, Int64Array]:
     return both[:, 0], both[:, 1]
 
 
+def hears_only(corpus: Corpus, clips: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(Q,) questions whose clips are all True in (C,) `clips`, the further ones recordings."""
+    kept = np.repeat(clips, np.diff(corpus.first_question))
+    questions, further = further_clips(corpus)
+    kept[questions[~(clips & np.asarray(corpus.has_audio))[further]]] = False
+    return kept
+
+
 @dataclass(frozen=True)
 class Selected:
-    """(Q',) questions in use; (U,) their clips; (U + 1,) where each clip's questions start."""
+    """The questions in use, clip by clip; repeats stand in layers, one copy of a clip in each.
+
+    questions: (Q',). clips: (U,) their clips. clip_start: (U + 1,) where each clip's questions
+    start. layer: (U,) 0 for a clip itself, r for its r-th copy.
+    """
 
     questions: Int32Array
     clips: Int32Array
     clip_start: Int32Array
+    layer: Int32Array
 
 
 class Selector:
@@ -111,6 +124,10 @@ class Selector:
         self._first_question = np.asarray(corpus.first_question)
         self.kept = np.ones(corpus.n_questions, bool)
         self.left_out: dict[str, int] = {}
+
+    @property
+    def n_kept(self) -> int:
+        return int(self.kept.sum())
 
     def keep(self, questions: NDArray[np.bool_], otherwise: str) -> None:
         """Keep the questions where (Q,) is True; `otherwise` says why not the others."""
@@ -124,19 +141,45 @@ class Selector:
         if not clips.all():
             self.keep(np.repeat(clips, np.diff(self._first_question)), otherwise)
 
-    def selected(self) -> Selected:
-        """What is left."""
-        questions = np.flatnonzero(self.kept).astype(np.int32)
-        starts = np.searchsorted(questions, self._first_question.astype(np.int32))
+    def selected(self, times: Int32Array | None = None) -> Selected:
+        """What is left; `times`: (Q,) how often each question is asked (default: once)."""
+        if times is None:
+            layers = [self._clips_of(self.kept)]
+        else:
+            times = np.where(self.kept, times, 0)
+            layers = [self._clips_of(times > n) for n in range(int(times.max(initial=0)))]
+        sizes = [len(clips) for _, clips, _ in layers]
+        before = np.cumsum([0, *(len(questions) for questions, _, _ in layers)])
+        starts = [start + first for (_, _, start), first in zip(layers, before, strict=False)]
+        return Selected(
+            questions=_joined([questions for questions, _, _ in layers]),
+            clips=_joined([clips for _, clips, _ in layers]),
+            clip_start=_joined([*starts, before[-1:]]),
+            layer=np.repeat(np.arange(len(layers), dtype=np.int32), sizes),
+        )
+
+    def _clips_of(self, asked: NDArray[np.bool_]) -> tuple[Int32Array, Int32Array, Int32Array]:
+        """The questions where (Q,) is True, their clips, and where each clip's start."""
+        questions = np.flatnonzero(asked).astype(np.int32)
+        starts = np.searchsorted(questions, self._first_question.astype(np.int32)).astype(np.int32)
         clips = np.flatnonzero(np.diff(starts)).astype(np.int32)
-        clip_start = np.append(starts[clips], len(questions)).astype(np.int32)
-        return Selected(questions, clips, clip_start)
+        return questions, clips, starts[clips]
 
 
-def shard_numbers(clips: Int32Array, streams: Mapping[str, StreamFeatures]) -> Int32Array:
-    """(U,) the first stream's shard of each clip; clips without features have their own."""
-    pseudo = -1 - clips // CLIPS_PER_PSEUDO_SHARD
-    for stream in streams.values():
+def _joined(arrays: list[Int32Array]) -> Int32Array:
+    return np.concatenate([np.zeros(0, np.int32), *arrays]).astype(np.int32, copy=False)
+
+
+def shard_numbers(selected: Selected, streams: Mapping[str, StreamFeatures]) -> Int32Array:
+    """(U,) the first stream's shard of each clip; clips without features have their own.
+
+    The copies of a shard's clips are shards of their own, so that they come at another time of the
+    epoch and still lie together.
+    """
+    clips = selected.clips
+    shard = -1 - clips // CLIPS_PER_PSEUDO_SHARD
+    for stream in list(streams.values())[:1]:
         rows = stream.rows[clips]
-        return np.where(rows >= 0, np.asarray(stream.store.shard_of)[rows], pseudo).astype(np.int32)
-    return pseudo.astype(np.int32)
+        shard = np.where(rows >= 0, np.asarray(stream.store.shard_of)[rows], shard)
+    span = int(shard.max(initial=0)) - int(shard.min(initial=0)) + 1
+    return (shard + selected.layer * span).astype(np.int32)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paltrain.data.build import DataPlan
+from paltrain.data.mixture import PartShare
 from paltrain.data.plan import StepPlan
 
 VISITS_AT_ONCE = 100_000
@@ -17,8 +18,9 @@ VISITS_AT_ONCE = 100_000
 class PlanSummary:
     """One epoch, and the mean over its first steps.
 
-    left_out: questions not in use, by reason. Tokens are of the whole epoch (the first): text needs
-    the length table, audio also every stream's store. imbalance: dearest rank / mean rank.
+    n_questions: with the mixture's repeats. left_out: questions not in use, by reason. mixture: by
+    name, what each part is of an epoch. Tokens are of the whole epoch (the first): text needs the
+    length table, audio also every stream's store. imbalance: dearest rank / mean rank.
     idle_share: time that ranks wait for the dearest micro-batch of the same number. padding_share:
     tokens of dummy micro-batches (sequences are packed, so there is no other padding).
     """
@@ -28,6 +30,7 @@ class PlanSummary:
     n_visits: int
     steps_per_epoch: int
     left_out: Mapping[str, int]
+    mixture: Mapping[str, PartShare]
     n_text_tokens: int | None
     n_target_tokens: int | None
     n_audio_tokens: int | None
@@ -53,6 +56,7 @@ def plan_summary(
         n_visits=plan.planner.order.n_visits,
         steps_per_epoch=plan.planner.steps_per_epoch,
         left_out=plan.left_out,
+        mixture=plan.mixture,
         n_text_tokens=tokens[0] if tokens else None,
         n_target_tokens=tokens[2] if tokens else None,
         n_audio_tokens=tokens[1] if tokens and audio_known else None,

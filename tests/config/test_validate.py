@@ -7,6 +7,7 @@ import pytest
 from paltrain.config.load import load_config
 from paltrain.config.schema import (
     DataConfig,
+    EncoderConfig,
     EvalConfig,
     FeaturesConfig,
     ModelConfig,
@@ -17,6 +18,7 @@ from paltrain.config.schema import (
 from paltrain.config.validate import faults_of
 from paltrain.errors import ConfigError
 
+LEAST_FEATURES = ["manifests=[m]", "folder=f", "encoders.mel.type=logmel"]
 LEAST = ["run.name=x", "model.llm=some/llm", "data.manifests=[m.jsonl]", "stage.steps=10"]
 
 
@@ -33,7 +35,9 @@ def test_the_least_configurations_have_no_fault():
         data=DataConfig(manifests=["m.jsonl"]),
         stage=StageConfig(steps=1),
     )
-    features = FeaturesConfig(manifests=["m.jsonl"], store="s")
+    features = FeaturesConfig(
+        manifests=["m.jsonl"], folder="f", encoders={"logmel": EncoderConfig()}
+    )
     evaluation = EvalConfig(runs=["r"], manifests=["m.jsonl"])
     assert [list(faults_of(config)) for config in (train, features, evaluation)] == [[], [], []]
 
@@ -71,6 +75,22 @@ def test_the_least_configurations_have_no_fault():
         (["data.max_text_tokens=5000"], "data.max_text_tokens", "raise the budget"),
         (["data.truncate_text=true"], "data.truncate_text", "set data.max_text_tokens"),
         (["data.truncate_audio=true"], "data.truncate_audio", "set data.max_audio_tokens"),
+        (["data.datasets=[]"], "data.datasets", "must not be empty"),
+        (["data.min_duration_s=-1"], "data.min_duration_s", "at least 0, is -1"),
+        (
+            ["data.min_duration_s=3", "data.max_duration_s=2"],
+            "data.min_duration_s",
+            "must not exceed data.max_duration_s=2, is 3",
+        ),
+        (["data.mixture={a: {weight: 0}}"], "data.mixture.a.weight", "above 0"),
+        (["data.mixture={a: {max_questions: 0}}"], "data.mixture.a.max_questions", "at least 1"),
+        (["data.mixture={a: {tasks: []}}"], "data.mixture.a.tasks", "must not be empty"),
+        (["data.mixture={a: {manifest: n.jsonl}}"], "data.mixture.a.manifest", "valid: m.jsonl"),
+        (
+            ["data.mixture={a: {min_duration_s: 9, max_duration_s: 8.5}}"],
+            "data.mixture.a.min_duration_s",
+            "must not exceed data.mixture.a.max_duration_s=8.5, is 9",
+        ),
         (["launch.processes_per_node=0"], "launch.processes_per_node", "at least 1"),
     ],
 )
@@ -122,14 +142,33 @@ def test_a_fresh_llm_needs_a_tokenizer_and_trains_it_when_given_a_size():
 
 @pytest.mark.parametrize("slice_", ["4/4", "1", "a/b", "-1/3"])
 def test_a_slice_that_does_not_exist_is_refused(slice_):
-    least = ["manifests=[m]", "store=s"]
-    message = message_of(f"slice={slice_}", schema=FeaturesConfig, least=least)
+    message = message_of(f"slice={slice_}", schema=FeaturesConfig, least=LEAST_FEATURES)
     assert "must be I/N with 0 <= I < N" in message
 
 
 def test_a_device_that_does_not_exist_is_refused():
-    message = message_of("device=gpu", schema=FeaturesConfig, least=["manifests=[m]", "store=s"])
-    assert "must be auto, cpu, cuda or cuda:N" in message
+    message = message_of("devices=[cpu,gpu]", schema=FeaturesConfig, least=LEAST_FEATURES)
+    assert "must be a list of devices: cpu, cuda or cuda:N" in message
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("only=[whispr]", "unknown encoder 'whispr'"),
+        ("only=[]", "must not be empty"),
+        ("encoders.a/b.type=logmel", "names a folder"),
+        ("encoders.mel.pool=0", "must be at least 1"),
+        ("encoders.mel.dtype=int4", "one of float16, int8"),
+        ("batch_audio_s=0", "above 0"),
+    ],
+)
+def test_encoders_that_cannot_be_are_refused(word, sentence):
+    assert sentence in message_of(word, schema=FeaturesConfig, least=LEAST_FEATURES)
+
+
+def test_features_without_an_encoder_are_refused():
+    least = ["manifests=[m]", "folder=f"]
+    assert "encoders: must not be empty" in message_of(schema=FeaturesConfig, least=least)
 
 
 def test_an_evaluation_of_nothing_is_refused():
