@@ -58,35 +58,25 @@ def soundscapes(arguments: Arguments) -> None:
     print(summarize(written.manifest))
 
 
-def table(arguments: Arguments) -> None:
-    from paltrain.data.importers.table import import_table
-
-    imported = import_table(
-        arguments.table,
-        audio_dir=arguments.audio_dir,
-        out=arguments.out,
-        test_fraction=arguments.test_fraction,
-        seed=arguments.seed,
-    )
-    print(imported.report())
-    print(summarize(imported.manifest))
-
-
 def data_set(arguments: Arguments) -> None:
-    """Import a public layout: `arguments.layout` is its module in paltrain.data.importers."""
+    """Import a layout: `arguments.layout` is its module in paltrain.data.importers."""
     from paltrain.data.importers.collect import Choice, import_clips
 
     module = import_module(f"paltrain.data.importers.{arguments.layout}")
     options = {name: getattr(arguments, name) for name in arguments.options}
     read: Callable[..., Any] = partial(module.read, arguments.data, **options)
+    named_after: Path = getattr(arguments, arguments.named_after)
+    choice = Choice(
+        arguments.splits, arguments.limit, arguments.workers, arguments.dedupe, arguments.decode
+    )
     with Progress(transient=True) as bar:
         task = bar.add_task("recordings", total=None)
         imported = import_clips(
             read,
-            dataset=getattr(module, "DATASET", arguments.data.resolve().name),
+            dataset=getattr(module, "DATASET", named_after.resolve().name),
             splits=module.SPLITS,
             out=arguments.out,
-            choice=Choice(arguments.splits, arguments.limit, arguments.workers, arguments.dedupe),
+            choice=choice,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(imported.report())
@@ -107,10 +97,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     scenes.set_defaults(run=soundscapes)
 
-    own = commands.add_parser("table", help="your own recordings and a CSV of questions")
+    _add_data_sets(commands)
+    return parser
+
+
+def _add_data_sets(commands: Any) -> None:
+    """A command for each public layout, with the options that its `read` takes."""
+    own = _data_set(
+        commands,
+        "table",
+        "your own recordings and a CSV of questions",
+        data="--table",
+        example="--table questions.csv --audio-dir recordings",
+    )
     own.add_argument("--audio-dir", type=Path, required=True, help="where the recordings lie")
-    own.add_argument("--table", type=Path, required=True, help="CSV: audio, question, answer, ...")
-    own.add_argument("--out", type=Path, required=True, help="folder of the manifest")
     own.add_argument(
         "--test-fraction",
         type=float,
@@ -119,13 +119,10 @@ def _parser() -> argparse.ArgumentParser:
         "split (default: 0.1)",
     )
     own.add_argument("--seed", type=int, default=0, help="of that choice")
-    own.set_defaults(run=table)
-    _add_data_sets(commands)
-    return parser
+    own.set_defaults(
+        options=("audio_dir", "test_fraction", "seed"), named_after="audio_dir", decode=True
+    )
 
-
-def _add_data_sets(commands: Any) -> None:
-    """A command for each public layout, with the options that its `read` takes."""
     plain = _data_set(commands, "folder", "a folder whose sub-folders are labels")
     plain.add_argument("--test-fraction", type=float, default=0.1, help="default: 0.1")
     plain.add_argument("--seed", type=int, default=0, help="of the drawn test")
@@ -168,9 +165,10 @@ def _add_data_sets(commands: Any) -> None:
 
 
 def _data_set(
-    commands: Any, layout: str, about: str, *, example: str = ""
+    commands: Any, layout: str, about: str, *, example: str = "", data: str = "--data"
 ) -> argparse.ArgumentParser:
-    """The command of a layout, whose help is its module's docstring. example: its arguments."""
+    """The command of a layout, whose help is its module's docstring. example: its arguments. data:
+    the option that names it."""
     source = Path(importers.__file__).with_name(f"{layout}.py").read_text(encoding="utf-8")
     command: argparse.ArgumentParser = commands.add_parser(
         layout,
@@ -182,7 +180,9 @@ def _data_set(
     command.epilog = (
         f"example:\n  python tools/prepare_data.py {layout} {words} --out data/{layout}"
     )
-    command.add_argument("--data", type=Path, required=True, help="the data set as unpacked")
+    command.add_argument(
+        data, dest="data", type=Path, required=True, help="the data set as unpacked"
+    )
     command.add_argument("--out", type=Path, required=True, help="folder of the manifest")
     command.add_argument("--splits", type=_names, help="a,b: these alone")
     command.add_argument("--limit", type=_positive, help="at most so many clips of each split")
@@ -190,16 +190,23 @@ def _data_set(
         "--workers",
         type=_positive,
         default=os.cpu_count() or 1,
-        help="processes that read headers (default: one a core)",
+        help="processes that read recordings (default: one a core)",
     )
     command.add_argument(
         "--dedupe",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="make one clip of recordings with the same bytes. Costs 64 KiB of reading for every "
-        "file that shares its size with another, and the whole of duplicates (default: do)",
+        help="make one clip of recordings with the same bytes, and note every recording's content "
+        "for the feature store. Reads every byte; without it headers alone are read (default: do)",
     )
-    command.set_defaults(run=data_set, layout=layout, options=())
+    command.add_argument(
+        "--decode",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="decode every recording, so that what is cut off is set aside now and not when "
+        "features are made, and what is silent is counted (default: do not; table: do)",
+    )
+    command.set_defaults(run=data_set, layout=layout, options=(), named_after="data")
     return command
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import xxhash
 
 from paltrain.data.importers import ask, folder, youtube
 from paltrain.data.importers.aside import Aside
 from paltrain.data.importers.collect import Choice, Found, Imported, import_clips
-from paltrain.data.importers.recordings import AudioFolder, same_bytes
+from paltrain.data.importers.recordings import AudioFolder, content_of
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import Clip, read_manifest
 from paltrain.errors import ManifestError
@@ -129,13 +131,57 @@ def test_a_duplicate_of_a_test_recording_is_taken_out_of_training(tmp_path):
     assert rejected(out)[0]["kind"] == "in two splits"
 
 
-def test_only_files_that_differ_nowhere_are_the_same(tmp_path):
-    blocks = [b"a" * 200_000, b"a" * 200_000, b"b" + b"a" * 199_999, b"c" * 200_000, b"a" * 10]
-    paths = [tmp_path / f"{n}" for n in range(len(blocks))]
-    for path, content in zip(paths, blocks, strict=True):
-        path.write_bytes(content)
-    sizes = {path: path.stat().st_size for path in paths}
-    assert same_bytes(sizes) == [paths[:2]]
+def test_contents_stand_in_the_manifest_and_tell_files_apart_to_the_last_byte(tmp_path):
+    whole = sound(tmp_path / "a.wav", seconds=200).read_bytes()
+    assert len(whole) > 3 * (1 << 20)
+    others = {"b": whole, "c": whole[:-1] + b"x", "d": whole[:-2]}
+    for name, content in others.items():
+        (tmp_path / f"{name}.wav").write_bytes(content)
+    found = [line(tmp_path / f"{name}.wav", name) for name in "abc"]
+    clips = clips_of(gather(tmp_path / "out", *found))
+    assert [clip.id for clip in clips] == ["d/a.wav", "d/c.wav"]
+    assert [clip.content for clip in clips] == [
+        xxhash.xxh3_64_hexdigest(content) for content in (whole, others["c"])
+    ]
+    assert content_of(tmp_path / "d.wav") == xxhash.xxh3_64_hexdigest(others["d"])
+    corpus = Corpus.open([tmp_path / "out/manifest.jsonl"])
+    assert corpus.content.tolist() == [int(clip.content, 16) for clip in clips]
+    (clip, *_) = clips_of(gather(tmp_path / "out", *found, dedupe=False))
+    assert clip.content is None
+
+
+def test_decoding_finds_what_is_cut_off_and_counts_silence(tmp_path):
+    good, cut, silent = sound(tmp_path / "a.flac"), tmp_path / "cut.flac", tmp_path / "silent.wav"
+    cut.write_bytes(good.read_bytes()[:-400])
+    soundfile.write(silent, np.zeros(800), 8_000)
+    found = [line(path, "x", number=n) for n, path in enumerate((good, cut, silent), 1)]
+    assert len(clips_of(gather(tmp_path / "out", *found))) == 3
+    imported = gather(tmp_path / "out", *found, decode=True)
+    assert [clip.duration_s for clip in clips_of(imported)] == [0.5, 0.1]
+    assert "2 clips and 2 questions taken, 1 of the recordings silent" in imported.report()
+    (entry,) = rejected(tmp_path / "out")
+    assert (entry["line"], entry["kind"]) == (2, "unreadable recording")
+
+
+def test_names_that_are_no_text_or_too_long_are_set_aside(tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    sound(data / "dog" / "gänse.wav")
+    latin = data / "dog" / os.fsdecode(b"g\xe4nse.wav")
+    latin.write_bytes((data / "dog" / "gänse.wav").read_bytes())
+    (data / os.fsdecode(b"k\xe4fer")).mkdir()
+    (data / os.fsdecode(b"k\xe4fer") / "1.wav").write_bytes(latin.read_bytes())
+    words = ["--data", str(data), "--out", str(out), "--workers", "1"]
+    prepare_data.main(["folder", *words])
+    assert "its name, or its folder's, is no UTF-8" in capsys.readouterr().out
+    assert sorted(entry["file"] for entry in rejected(out)) == [
+        "dog/g\\udce4nse.wav",
+        "k\\udce4fer/1.wav",
+    ]
+    found = [line(latin, "x"), line(tmp_path / ("n" * 300 + ".wav"), "x"), line(tmp_path, "x")]
+    imported = gather(out, *found, line(data / "dog/gänse.wav", "x"), limit=9)
+    assert len(clips_of(imported)) == 1
+    kinds = [entry["kind"] for entry in rejected(out)]
+    assert kinds == ["unreadable recording", "missing file", "unreadable recording"]
 
 
 def test_limit_takes_the_first_clips_of_each_split_that_are_there(tmp_path):
@@ -247,6 +293,7 @@ def test_the_tool_imports_and_reports(tmp_path, capsys):
 @pytest.mark.parametrize(
     "layout",
     [
+        "table",
         "folder",
         "openaqa",
         "audioset",
@@ -262,5 +309,8 @@ def test_help_shows_the_layout_and_an_example(layout, capsys):
     with pytest.raises(SystemExit, match="0"):
         prepare_data.main([layout, "--help"])
     said = capsys.readouterr().out
-    assert f"python tools/prepare_data.py {layout} --data " in said
-    assert "http" in said or layout == "folder"
+    option = "--table" if layout == "table" else "--data"
+    assert f"python tools/prepare_data.py {layout} {option} " in said
+    assert "http" in said or layout in ("folder", "table")
+    for shared in ("--splits", "--limit", "--workers", "--no-dedupe", "--decode"):
+        assert shared in said

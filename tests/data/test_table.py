@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from paltrain.data.importers.table import Imported, import_table
+from paltrain.data.importers import table as layout
+from paltrain.data.importers.aside import Aside
+from paltrain.data.importers.collect import Choice, Found, Imported, import_clips
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import read_manifest
 from paltrain.errors import ManifestError
+from tools import prepare_data
 
 
 @pytest.fixture
@@ -29,7 +33,17 @@ def audio_dir(tmp_path: Path) -> Path:
 def run(tmp_path: Path, audio_dir: Path, table: str | bytes, **options: float) -> Imported:
     file = tmp_path / "questions.csv"
     file.write_bytes(table if isinstance(table, bytes) else table.encode())
-    return import_table(file, audio_dir=audio_dir, out=tmp_path / "out" / "mine", **options)
+
+    def read(aside: Aside, splits: Sequence[str]) -> Iterator[Found]:
+        return layout.read(file, aside, splits, audio_dir=audio_dir, **options)
+
+    return import_clips(
+        read,
+        dataset="mine",
+        splits=layout.SPLITS,
+        out=tmp_path / "out" / "mine",
+        choice=Choice(decode=True),
+    )
 
 
 def test_a_table_becomes_a_manifest_whose_recordings_are_found(
@@ -49,7 +63,7 @@ def test_a_table_becomes_a_manifest_whose_recordings_are_found(
     assert clips[0].duration_s == pytest.approx(1.0)
     corpus = Corpus.open([imported.manifest])
     assert all(corpus.audio_path(n).is_file() for n in range(corpus.n_clips))
-    assert not imported.rejected
+    assert not imported.aside.entries
 
 
 def test_rows_that_cannot_be_used_are_set_aside_and_the_rest_goes_on(
@@ -94,9 +108,11 @@ def test_rows_that_cannot_be_used_are_set_aside_and_the_rest_goes_on(
     }.items():
         assert words in str(reasons.pop(line))
     assert not reasons
-    assert [clip.id for clip in read_manifest(imported.manifest)] == ["clip 0.wav", "silence.flac"]
-    assert imported.n_silent == 1
-    assert "2 rows taken, 7 set aside; 1 recordings are silent" in imported.report()
+    clips = [clip.id for clip in read_manifest(imported.manifest)]
+    assert clips == ["mine/clip 0.wav", "mine/silence.flac"]
+    report = imported.report()
+    assert "2 clips and 2 questions taken, 1 of the recordings silent" in report
+    assert "  unreadable recording: 3\n    questions.csv:4: " in report
 
 
 def test_without_a_split_column_whole_recordings_are_kept_for_the_test(
@@ -109,13 +125,17 @@ def test_without_a_split_column_whole_recordings_are_kept_for_the_test(
     assert all(len(clip.questions) == 2 for clip in clips)
 
 
-def test_a_recording_in_two_splits_is_set_aside(tmp_path: Path, audio_dir: Path) -> None:
+def test_a_recording_in_two_splits_stays_in_the_test(tmp_path: Path, audio_dir: Path) -> None:
     table = (
         "audio,question,answer,split\nclip 0.wav,a,b,train\nclip 0.wav,c,d,test\n"
-        "clip 1.wav,a,b,train\n"
+        "clip 0.wav,e,f,\nclip 1.wav,a,b,dev\n"
     )
     imported = run(tmp_path, audio_dir, table)
-    assert [entry["line"] for entry in imported.rejected] == [2, 3]
+    clips = list(read_manifest(imported.manifest))
+    assert [clip.split for clip in clips] == ["test", "dev"]
+    assert [question.answer for question in clips[0].questions] == ["d", "f"]
+    (entry,) = imported.aside.entries
+    assert (entry["line"], entry["kind"]) == (2, "in two splits")
 
 
 @pytest.mark.parametrize(
@@ -123,10 +143,10 @@ def test_a_recording_in_two_splits_is_set_aside(tmp_path: Path, audio_dir: Path)
     [
         ("audio,question\nclip 0.wav,What?", "has no column answer: its first line must name"),
         ("audio,question,anwser\n", "unknown column 'anwser'.*did you mean 'answer'"),
-        ("audio,question,answer\n", "the table has no rows"),
+        ("audio,question,answer\n", "because there is no line"),
         (
             "audio,question,answer\ngone.wav,What?,a\n",
-            r"no row .* can be used.*gone\.wav is missing",
+            r"nothing of mine can be used.*gone\.wav is missing",
         ),
     ],
 )
@@ -138,7 +158,22 @@ def test_a_table_that_gives_nothing_is_refused(
 
 
 def test_a_missing_folder_or_table_is_named(tmp_path: Path, audio_dir: Path) -> None:
-    with pytest.raises(ManifestError, match="is no folder"):
-        import_table(tmp_path / "q.csv", audio_dir=tmp_path / "none", out=tmp_path)
-    with pytest.raises(ManifestError, match=r"q\.csv cannot be read: No such file"):
-        import_table(tmp_path / "q.csv", audio_dir=audio_dir, out=tmp_path)
+    with pytest.raises(ManifestError, match="--audio-dir .*none is no folder"):
+        run(tmp_path, tmp_path / "none", "audio,question,answer\n")
+    with pytest.raises(ManifestError, match=r"--table .*q\.csv cannot be read: No such file"):
+        list(layout.read(tmp_path / "q.csv", Aside(), (), audio_dir=audio_dir))
+
+
+def test_the_tool_imports_a_table_with_the_options_of_all_layouts(
+    tmp_path: Path, audio_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"clip {n}.wav,What?,a,{'dev' if n % 2 else 'train'}" for n in range(6)]
+    (tmp_path / "q.csv").write_text("\n".join(["audio,question,answer,split", *rows]))
+    words = ["--table", str(tmp_path / "q.csv"), "--audio-dir", str(audio_dir)]
+    chosen = ["--splits", "dev", "--limit", "2", "--workers", "1", "--out", str(tmp_path / "out")]
+    prepare_data.main(["table", *words, *chosen])
+    said = capsys.readouterr().out
+    assert "2 clips and 2 questions taken, 0 of the recordings silent; nothing set aside" in said
+    assert "dev: 2 clips, 0.00 h, 2 questions (answer 2)" in said
+    ids = [clip.id for clip in read_manifest(tmp_path / "out/manifest.jsonl")]
+    assert ids == ["my sounds/clip 1.wav", "my sounds/clip 3.wav"]

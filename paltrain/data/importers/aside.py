@@ -30,10 +30,10 @@ class Aside:
 
     def add(self, kind: str, reason: str, *, file: str, line: int | None = None) -> None:
         """kind: one of this module's names. file: relative to the data set's folder."""
-        place: dict[str, str | int] = (
-            {"file": file} if line is None else {"file": file, "line": line}
-        )
-        self.entries.append({**place, "kind": kind, "reason": reason})
+        place: dict[str, str | int] = {"file": _utf8(file)}
+        if line is not None:
+            place["line"] = line
+        self.entries.append({**place, "kind": kind, "reason": _utf8(reason)})
 
     def write(self, folder: Path) -> None:
         """`folder/rejected.jsonl`; where nothing is set aside, there is none."""
@@ -61,6 +61,11 @@ def write_rejected(file: Path, entries: Sequence[Mapping[str, str | int]]) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
     write_atomically(file, "".join(lines))
+
+
+def _utf8(text: str) -> str:
+    """Names of files may be other bytes; these become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _place(entry: Mapping[str, str | int]) -> str:

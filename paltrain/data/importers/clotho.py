@@ -13,6 +13,7 @@ evaluation `test`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os.path import isfile
 from pathlib import Path
 
 from paltrain.data.importers.aside import EMPTY, Aside
@@ -47,5 +48,5 @@ def _audio(root: Path, part: str, file: str) -> Path:
     unpacked = f"clotho_audio_{part}"
     folders = [root / part, root / unpacked, root / unpacked / part]
     names = dict.fromkeys((file, file.strip()))
-    there = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+    there = [folder / name for folder in folders for name in names if isfile(folder / name)]
     return there[0] if there else folders[0] / file

@@ -3,9 +3,10 @@
 1. A module for each layout yields `Found`: one recording, its split, the questions about it.
 2. Lines about the same recording become one clip. A question that stands there twice is asked once;
    one with options and two different answers keeps the first, and the other is set aside.
-3. `splits` and `limit` choose clips; headers are read in processes for durations.
+3. `splits` and `limit` choose clips; recordings are read in processes for durations and contents.
 4. Recordings with the same bytes become one clip with the questions of all. Across splits they do
-   not: the copy in the split that is nearer to a test stays, the other is set aside.
+   not: the copy in the split that is nearer to a test stays, the other is set aside. Contents
+   stand in the manifest, so that a feature store knows the same recordings of other manifests.
 5. `manifest.jsonl` and `rejected.jsonl` are written; the counts are reported.
 
 Costs: every question in memory until the manifest is written (OpenAQA: 5.6 million, some 4 GB);
@@ -29,13 +30,12 @@ from paltrain.data.importers.aside import (
 )
 from paltrain.data.importers.ask import Draft
 from paltrain.data.importers.recordings import (
-    Map,
+    Look,
     Measured,
     Progress,
     Unusable,
     in_processes,
     measure,
-    same_bytes,
 )
 from paltrain.data.manifest import Clip, Question, write_manifest
 from paltrain.errors import ManifestError, unknown_name
@@ -65,12 +65,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """What to import. splits: None for all. limit: clips of each split. workers: processes."""
+    """What to import. splits: None for all. limit: clips of each split. workers: processes. dedupe:
+    by content, which reads every byte. decode: every sample, to find what is cut off or silent."""
 
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     workers: int = 1
     dedupe: bool = True
+    decode: bool = False
 
 
 @dataclass
@@ -81,10 +83,13 @@ class Imported:
     aside: Aside
     n_clips: int
     n_questions: int
+    n_silent: int | None = None  # where nobody listened
 
     def report(self) -> str:
         """A few lines for people: what was taken, what was set aside, and why."""
         taken = f"{self.n_clips} clips and {self.n_questions} questions taken"
+        if self.n_silent is not None:
+            taken += f", {self.n_silent} of the recordings silent"
         left = self.aside.report(self.manifest.parent)
         return f"{taken}; nothing set aside" if not left else f"{taken}\n{left}"
 
@@ -110,7 +115,7 @@ def import_clips(
     """Write `out/manifest.jsonl`, and `out/rejected.jsonl` if need be.
 
     read: gives the lines of the named splits, setting aside what it cannot use. splits: all that
-    the data set has.
+    the data set has; none where they may have any name.
 
     Raises:
         ManifestError: an unknown split, what `read` raises, or nothing can be used.
@@ -119,18 +124,23 @@ def import_clips(
     wanted = _wanted(choice, splits)
     gathered = _gather(read(aside, wanted), wanted, aside)
     gathered = _limited(gathered, choice.limit)
-    with in_processes(choice.workers) as over_files:
-        measured = _measured(gathered, over_files, aside, progress)
-        if choice.dedupe:
-            _merge_duplicates(gathered, measured, over_files, aside)
+    measured = _measured(gathered, choice, aside, progress)
+    if choice.dedupe:
+        _merge_duplicates(gathered, measured, aside)
     aside.write(out)
     if not measured:
-        first = aside.entries[0]["reason"] if aside.entries else "there is no line"
+        none = f"there is no line{' of split ' + ', '.join(wanted) if choice.splits else ''}"
+        first = aside.entries[0]["reason"] if aside.entries else none
         raise ManifestError(f"nothing of {dataset} can be used; the first because {first}")
-    n_questions = sum(len(gathered[path].drafts) for path in measured)
     clips = (_clip(gathered[path], path, measured[path], dataset, out) for path in measured)
     manifest = out / "manifest.jsonl"
-    return Imported(manifest, aside, write_manifest(manifest, clips), n_questions)
+    return Imported(
+        manifest,
+        aside,
+        n_clips=write_manifest(manifest, clips),
+        n_questions=sum(len(gathered[path].drafts) for path in measured),
+        n_silent=sum(seen.is_silent for seen in measured.values()) if choice.decode else None,
+    )
 
 
 def part_files(
@@ -155,7 +165,7 @@ def part_files(
 
 def _wanted(choice: Choice, splits: Sequence[str]) -> tuple[str, ...]:
     for split in choice.splits or ():
-        if split not in splits:
+        if splits and split not in splits:
             raise ManifestError(unknown_name("split", split, list(splits)))
     return choice.splits or tuple(splits)
 
@@ -164,7 +174,7 @@ def _gather(lines: Iterable[Found], wanted: Sequence[str], aside: Aside) -> dict
     """Lines by recording; of a recording in two splits, the one nearer to a test stays."""
     gathered: dict[Path, _Gathered] = {}
     for found in lines:
-        if found.split not in wanted:
+        if wanted and found.split not in wanted:
             continue
         known = gathered.setdefault(found.audio, _Gathered(found))
         if found.split != known.found.split:
@@ -218,19 +228,19 @@ def _limited(gathered: dict[Path, _Gathered], limit: int | None) -> dict[Path, _
     for path, known in gathered.items():
         if taken[known.found.split] < limit:
             chosen[path] = known
-            taken[known.found.split] += path.is_file()
+            taken[known.found.split] += os.path.isfile(path)
     return chosen
 
 
 def _measured(
-    gathered: Mapping[Path, _Gathered], over_files: Map, aside: Aside, progress: Progress | None
+    gathered: Mapping[Path, _Gathered], choice: Choice, aside: Aside, progress: Progress | None
 ) -> dict[Path, Measured]:
     """The recordings that can be used; the others are set aside."""
     usable = {}
-    paths = list(gathered)
-    for path, result in zip(
-        paths, measure(paths, over_files=over_files, progress=progress), strict=True
-    ):
+    paths, look = list(gathered), Look(contents=choice.dedupe, decoded=choice.decode)
+    with in_processes(choice.workers) as over_files:
+        results = measure(paths, look, over_files=over_files, progress=progress)
+    for path, result in zip(paths, results, strict=True):
         found = gathered[path].found
         if isinstance(result, Unusable):
             reason = f"{path} is missing" if result.kind == MISSING else result.reason
@@ -241,14 +251,13 @@ def _measured(
 
 
 def _merge_duplicates(
-    gathered: Mapping[Path, _Gathered],
-    measured: dict[Path, Measured],
-    over_files: Map,
-    aside: Aside,
+    gathered: Mapping[Path, _Gathered], measured: dict[Path, Measured], aside: Aside
 ) -> None:
     """Of recordings with the same bytes one stays in `measured`."""
-    sizes = {path: result.n_bytes for path, result in measured.items()}
-    for group in same_bytes(sizes, over_files=over_files):
+    by_content: dict[str | None, list[Path]] = {}
+    for path, seen in measured.items():
+        by_content.setdefault(seen.content, []).append(path)
+    for group in by_content.values():
         first, *others = sorted(group, key=lambda path: _nearness_to_test(gathered[path].found))
         stays = gathered[first]
         for path in others:
@@ -292,4 +301,5 @@ def _clip(known: _Gathered, path: Path, measured: Measured, dataset: str, out: P
         dataset=found.dataset or dataset,
         split=found.split,
         questions=tuple(questions),
+        content=measured.content,
     )

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 
-from paltrain.data.importers.aside import EMPTY, Aside
+from paltrain.data.importers.aside import EMPTY, UNREADABLE, Aside
 from paltrain.data.importers.ask import classify
 from paltrain.data.importers.collect import Found
-from paltrain.data.importers.recordings import AudioFolder, audio_below
+from paltrain.data.importers.recordings import AudioFolder, audio_below, is_utf8
 
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {
@@ -39,7 +39,9 @@ def read(
     by_label: dict[str, list[str]] = {}
     for file in audio_below(root):
         parts = Path(file).parts
-        if len(parts) < depth + 2:
+        if not is_utf8(file):
+            aside.add(UNREADABLE, "its name, or its folder's, is no UTF-8: rename it", file=file)
+        elif len(parts) < depth + 2:
             aside.add(EMPTY, f"{file} lies in no folder that names its label", file=file)
         else:
             by_label.setdefault(_label(parts[depth]), []).append(file)

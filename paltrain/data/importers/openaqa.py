@@ -98,7 +98,7 @@ class _Places:
             if audio_id.startswith(old):
                 return Path(new + audio_id.removeprefix(old))
         path = self._here / audio_id  # an absolute one stays as it is
-        if path.is_file():
+        if os.path.isfile(path):  # also a name that is too long for this machine
             return Path(os.path.normpath(path))
         found = self._folder.find(PurePosixPath(audio_id).stem) if self._folder else []
         agreeing = [_n_same_folders(path, audio_id) for path in found]

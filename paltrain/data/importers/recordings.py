@@ -1,21 +1,19 @@
 """Recordings on disk: found by name, measured by their headers, and told apart by their bytes.
 
-Cost: `AudioFolder` walks its folder once. `measure` opens every file and reads its header, so a
-recording that is cut off is noticed only when features are computed, which set it aside.
-`same_bytes` reads nothing of a file whose size is its own, 64 KiB of one that shares its size, and
-the whole of one that shares these as well: duplicates, in practice. The same sound in two encodings
-is not noticed.
+Cost: `AudioFolder` walks its folder once. `measure` opens every file and reads its header; with
+contents it reads the whole file (AudioSet-2M as flac: some 700 GB, an hour at 200 MB/s), and with
+decoding it decodes it, too. Without decoding, a recording that is cut off is noticed only when
+features are computed, which set it aside. The same sound in two encodings is not noticed.
 """
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -23,14 +21,15 @@ from typing import Protocol, TypeVar
 import xxhash
 
 from paltrain.data.importers.aside import MISSING, UNREADABLE
-from paltrain.encoders.audio import probe
+from paltrain.encoders.audio import is_silent, load_audio, probe
 from paltrain.errors import AudioError, ManifestError
 
 # The first is taken where a name has several. The last ones cannot be read, and are found so that
 # the reason says so.
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".mp4", ".webm")
-BLOCK_BYTES = 1 << 16
+BLOCK_BYTES = 1 << 20
 FILES_PER_CALL = 64
+DECODED_RATE_HZ = 16_000
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
@@ -42,11 +41,21 @@ class Map(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """How closely recordings are looked at. contents: at all bytes. decoded: at all samples."""
+
+    contents: bool = True
+    decoded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """duration_s: as the header says. n_bytes: of the file."""
+    """duration_s: as the header says, or of what was decoded. content: as in a manifest, None where
+    nobody looked. is_silent: decoded, and without a sound."""
 
     duration_s: float
-    n_bytes: int
+    content: str | None = None
+    is_silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,11 @@ def audio_below(folder: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(here, file), folder)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text, as manifests and libsndfile need it."""
+    return name == name.encode("utf-8", "replace").decode()
+
+
 @contextmanager
 def in_processes(workers: int) -> Iterator[Map]:
     """A `map` over files that works in so many processes; they start with the first long list."""
@@ -111,63 +125,36 @@ def in_processes(workers: int) -> Iterator[Map]:
 
 
 def measure(
-    paths: Sequence[Path], *, over_files: Map = map, progress: Progress | None = None
+    paths: Sequence[Path], look: Look, *, over_files: Map = map, progress: Progress | None = None
 ) -> list[Measured | Unusable]:
-    """What every recording's header says, in order."""
+    """What is seen of every recording, in order."""
     measured = []
-    for done, result in enumerate(over_files(_measure, paths), 1):
+    for done, result in enumerate(over_files(partial(_measure, look), paths), 1):
         measured.append(result)
         if progress:
             progress(done, len(paths))
     return measured
 
 
-def same_bytes(sizes: Mapping[Path, int], *, over_files: Map = map) -> list[list[Path]]:
-    """Groups of two and more files with the same content, in the order of `sizes`."""
-    groups = _grouped((n_bytes, path) for path, n_bytes in sizes.items())
-    for digest in (_block_digest, _digest):
-        paths = [path for group in groups for path in group]
-        keys = dict(zip(paths, over_files(digest, paths), strict=True))
-        groups = [
-            part
-            for group in groups
-            for part in _grouped((keys[path], path) for path in group if keys[path])
-        ]
-    return groups
-
-
-def _measure(path: Path) -> Measured | Unusable:
-    try:
-        return Measured(probe(path).duration_s, path.stat().st_size)
-    except AudioError as error:
-        return Unusable(UNREADABLE if path.is_file() else MISSING, str(error))
-
-
-def _block_digest(path: Path) -> str:
-    return _digest(path, whole=False)
-
-
-def _digest(path: Path, *, whole: bool = True) -> str:
-    """Of the content, or of a block in its middle; empty where it cannot be read."""
-    digest = xxhash.xxh3_128()
-    try:
-        with open(path, "rb") as file:
-            if not whole:
-                file.seek(max(0, path.stat().st_size - BLOCK_BYTES) // 2)
-                return str(xxhash.xxh3_128_hexdigest(file.read(BLOCK_BYTES)))
-            while block := file.read(BLOCK_BYTES * 16):
-                digest.update(block)
-    except OSError:
-        return ""
+def content_of(path: Path) -> str:
+    """16 hex digits of the xxh3 of a file's bytes."""
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
     return str(digest.hexdigest())
 
 
-def _grouped(pairs: Iterable[tuple[object, Path]]) -> list[list[Path]]:
-    """The paths that share their key with another."""
-    groups: dict[object, list[Path]] = defaultdict(list)
-    for key, path in pairs:
-        groups[key].append(path)
-    return [group for group in groups.values() if len(group) > 1]
+def _measure(look: Look, path: Path) -> Measured | Unusable:
+    try:
+        if look.decoded:
+            waveform = load_audio(path, sample_rate_hz=DECODED_RATE_HZ)
+            measured = Measured(len(waveform) / DECODED_RATE_HZ, None, is_silent(waveform))
+        else:
+            measured = Measured(probe(path).duration_s)
+        return replace(measured, content=content_of(path)) if look.contents else measured
+    except (AudioError, OSError) as error:
+        return Unusable(UNREADABLE if os.path.exists(path) else MISSING, str(error))
 
 
 def _rank(suffix: str) -> int:
