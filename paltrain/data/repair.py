@@ -70,7 +70,7 @@ def _mend(folder: Path, finding: Finding) -> str:
 def _index_again(folder: Path, tar: Path) -> str:
     """A shard's index from its tar; one that is there but wrong is kept aside."""
     number = _number(tar)
-    contents = read_tar(folder, number, width=None)
+    contents = read_tar(folder, number)
     assert contents.fault is None, contents.fault
     path = shard_index_path(folder, number)
     if path.exists():

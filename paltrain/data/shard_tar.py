@@ -18,12 +18,25 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from paltrain.data.shards import DTYPE, INDEX, id_hash, shard_path
+from paltrain.data.frames import frame_bytes, layout_of
+from paltrain.data.shard_index import INDEX
+from paltrain.data.shards import id_hash, shard_path
 from paltrain.errors import StoreError
 
 NO_ARRAY = (ValueError, SyntaxError, TokenError)  # what numpy makes of a damaged header
 
 Entry = tuple[int, int, int, int, int]  # a row of INDEX
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a store's stamp says of its frames; None where nothing does."""
+
+    width: int | None = None
+    dtype: str | None = None
+
+
+ANY = Expected()
 
 
 @dataclass(frozen=True)
@@ -37,14 +50,14 @@ class TarContents:
     fault: str | None
 
 
-def read_tar(folder: Path, number: int, *, width: int | None) -> TarContents:
-    """The samples of shard `number` up to the first fault. width: of a frame, None if unknown."""
+def read_tar(folder: Path, number: int, *, expected: Expected = ANY) -> TarContents:
+    """The samples of shard `number` up to the first fault."""
     clips: list[str] = []
     entries: list[Entry] = []
     fault = None
     try:
         with open(shard_path(folder, number), "rb") as file:
-            for clip_id, entry in _samples(file, number, width):
+            for clip_id, entry in _samples(file, number, expected):
                 clips.append(clip_id)
                 entries.append(entry)
     except (OSError, StoreError) as error:
@@ -52,7 +65,7 @@ def read_tar(folder: Path, number: int, *, width: int | None) -> TarContents:
     return TarContents(clips, np.array(entries, INDEX), fault)
 
 
-def _samples(file: BinaryIO, number: int, width: int | None) -> Iterator[tuple[str, Entry]]:
+def _samples(file: BinaryIO, number: int, expected: Expected) -> Iterator[tuple[str, Entry]]:
     members, fault = _members(file)
     by_key: dict[str, dict[str, tarfile.TarInfo]] = {}
     for member in members:
@@ -62,7 +75,7 @@ def _samples(file: BinaryIO, number: int, width: int | None) -> Iterator[tuple[s
         if set(kinds) != {"npy", "json"}:
             raise StoreError(fault or f"sample {key} has {', '.join(kinds)}, not npy and json")
         clip_id, n_frames = _identity(file, kinds["json"])
-        yield clip_id, _entry(file, kinds["npy"], clip_id, n_frames, number, width)
+        yield clip_id, _entry(file, kinds["npy"], clip_id, n_frames, number, expected)
     if fault:
         raise StoreError(fault)
 
@@ -108,7 +121,7 @@ def _entry(
     clip_id: str,
     n_frames: int,
     number: int,
-    width: int | None,
+    expected: Expected,
 ) -> Entry:
     file.seek(member.offset_data)
     try:
@@ -117,13 +130,14 @@ def _entry(
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except NO_ARRAY as error:
         raise StoreError(f"{member.name} of clip '{clip_id}' is no array ({error})") from error
-    expected = (n_frames, shape[-1] if width is None and len(shape) == 2 else width)
-    if shape != expected or dtype != DTYPE:
-        raise StoreError(
-            f"{member.name} of clip '{clip_id}' is {dtype} {shape}, not {DTYPE} {expected}"
-        )
+    layout = layout_of(shape, dtype)
+    wanted = (expected.dtype, n_frames, expected.width)
+    if layout is None or any(w not in (None, is_) for w, is_ in zip(wanted, layout, strict=True)):
+        shown = f"{dtype} {shape}" if layout is None else " x ".join(map(str, layout))
+        said = " x ".join(str(value or "any") for value in wanted)
+        raise StoreError(f"{member.name} of clip '{clip_id}' is {shown}, not {said}")
     offset = file.tell()
     frames = file.read(member.offset_data + member.size - offset)
-    if len(frames) != DTYPE.itemsize * shape[0] * shape[1]:
+    if len(frames) != n_frames * frame_bytes(layout[2], layout[0]):
         raise StoreError(f"{member.name} of clip '{clip_id}' has {len(frames)} bytes of {shape}")
     return id_hash(clip_id), xxhash.xxh3_64_intdigest(frames), offset, n_frames, number

@@ -18,10 +18,9 @@ import webdataset
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.frames import FLOAT16, fault_of, pack_frames
+from paltrain.data.shard_index import INDEX, covered_shards
 from paltrain.data.shards import (
-    DTYPE,
-    INDEX,
-    covered_shards,
     id_hash,
     merged_index_path,
     read_stamp,
@@ -31,6 +30,8 @@ from paltrain.data.shards import (
 )
 from paltrain.errors import StoreError
 from paltrain.files import beside, locked, write_atomically
+
+Sample = tuple[str, NDArray[np.floating[Any]]]  # clip id, frames
 
 
 def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
@@ -53,27 +54,29 @@ def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
 
 
 def write_shard(
-    folder: Path, number: int, features: Iterable[tuple[str, NDArray[np.floating[Any]]]]
+    folder: Path, number: int, features: Iterable[Sample], *, dtype: str = FLOAT16
 ) -> int:
     """Write (clip id, (n_frames, width)) samples as shard `number`; returns its bytes.
 
-    Of two processes that make the same shard the first one's stays: a tar never gets the other's
-    index.
+    dtype: of the stored frames, as `store.json` says. Of two processes that make the same shard
+    the first one's stays: a tar never gets the other's index.
 
     Raises:
-        StoreError: the disk is full or not writable. The shard is then taken away, others stay.
+        StoreError: the disk is full or not writable, or a clip's features are no numbers that
+            float16 can say. The shard is then taken away, others stay.
     """
     final, final_index = shard_path(folder, number), shard_index_path(folder, number)
+    merged = merged_index_path(folder)
     tar, index = beside(final), beside(final_index)
     try:
-        entries = _write_tar(tar, number, features)
+        entries = _write_tar(tar, number, features, dtype)
         with open(index, "wb") as file:
             np.save(file, _locate(tar, number, entries))
         size = tar.stat().st_size
         with locked(folder):
             if not final.exists():
-                if number in covered_shards(folder):  # removed since, and made again
-                    merged_index_path(folder).unlink(missing_ok=True)
+                if number in covered_shards(merged):  # removed since, and made again
+                    merged.unlink(missing_ok=True)
                 os.replace(index, final_index)
                 os.replace(tar, final)
     except OSError as error:
@@ -88,7 +91,7 @@ def write_shard(
 
 
 def _write_tar(
-    path: Path, number: int, features: Iterable[tuple[str, NDArray[np.floating[Any]]]]
+    path: Path, number: int, features: Iterable[Sample], dtype: str
 ) -> list[tuple[int, int, int]]:
     """Write the samples; (id hash, checksum, n_frames) of each."""
     entries = []
@@ -97,15 +100,21 @@ def _write_tar(
         webdataset.TarWriter(file, mtime=0.0, user="paltrain", group="paltrain") as tar,
     ):
         for place, (clip_id, frames) in enumerate(features):
-            values = np.ascontiguousarray(frames, DTYPE)
+            if fault := fault_of(frames):
+                raise StoreError(
+                    f"the features of clip '{clip_id}' cannot be stored: {fault}; look at its "
+                    "recording and at the encoder's options"
+                )
+            packed = pack_frames(frames, dtype)
             tar.write(
                 {
                     "__key__": f"{number:06d}-{place:06d}",
-                    "npy": values,
-                    "json": {"id": clip_id, "n_frames": len(values)},
+                    "npy": packed,
+                    "json": {"id": clip_id, "n_frames": len(packed)},
                 }
             )
-            entries.append((id_hash(clip_id), xxhash.xxh3_64_intdigest(values.data), len(values)))
+            checksum = xxhash.xxh3_64_intdigest(packed.view(np.uint8).data)
+            entries.append((id_hash(clip_id), checksum, len(packed)))
     return entries
 
 

@@ -2,18 +2,16 @@
 
     features/logmel/store.json               the stamp: what made the features (compared on use)
                    /shards.jsonl             which clips each shard is for, in order
-                   /shard-000000.tar         <key>.npy float16 (n_frames, width), <key>.json clip id
+                   /duplicates.jsonl         clips stored as another of the same recording
+                   /shard-000000.tar         <key>.npy the frames (`data/frames.py`), <key>.json id
                    /shard-000000.index.npy   where each clip's frames lie in that tar
-                   /index.npy                which shards it covers, and their indexes in one
+                   /index.npy                the shards' indexes in one (`data/shard_index.py`)
                    /rejected.jsonl           what could not be read, and why (`data/rejected.py`)
                    /.lock                    held for moments by what writes
 
-`index.npy` is a cache of two arrays, one behind the other: COVERED, a row for each shard, and
-INDEX, a row for each clip. It is made again unless it covers exactly the shards that are there, by
-number and by the size of their indexes; no clock is asked.
-
 Reading is by index and offset (`preadv` into the caller's buffer), so any order costs the same; the
-tars stay readable for every WebDataset client. A checksum guards each clip. No torch here.
+tars stay readable for every WebDataset client. A checksum guards each clip. Several threads may
+read at once. No torch here.
 
 Costs: opening is one listing, one `stat` a shard and one memory map; joining C clip ids hashes
 each; a clip is one read of its frames.
@@ -26,30 +24,21 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.duplicates import read_duplicates
+from paltrain.data.frames import FLOAT16, Float16Array, Unpacker, dtype_of
+from paltrain.data.shard_cache import ShardCache
+from paltrain.data.shard_index import REMEDY, ShardFiles, open_index
 from paltrain.errors import StoreError
-from paltrain.files import beside
 
-DTYPE = np.dtype("<f2")
-INDEX = np.dtype(
-    [
-        ("id_hash", "<u8"),  # xxh3 of the clip id
-        ("checksum", "<u8"),  # xxh3 of the frames' bytes
-        ("offset", "<i8"),  # of the frames in the tar, bytes
-        ("n_frames", "<i4"),
-        ("shard", "<i4"),
-    ]
-)
-COVERED = np.dtype([("shard", "<i8"), ("index_bytes", "<i8")])  # of an empty shard, too
 COMPARED = ("weight_hash", "sample_rate_hz", "frame_rate_hz", "width", "dtype")
-COMPARED_OF_ENCODER = ("type", "options")  # a path differs from machine to machine, weights do not
-
-Float16Array = NDArray[np.float16]
+COMPARED_OF_ENCODER = ("type", "options", "pool")  # a path differs from machine to machine
+ENCODER_DEFAULTS = {"pool": 1}  # of stores that were made before there was a choice
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -81,19 +70,32 @@ def read_stamp(folder: Path) -> dict[str, Any]:
     return stamp
 
 
-def read_assignment(folder: Path) -> list[list[str]]:
-    """The clip ids that each shard is for (`shards.jsonl`)."""
+class ShardLine(TypedDict):
+    """A line of `shards.jsonl`. contents: of the clips' recordings, where any is known."""
+
+    shard: int
+    clips: list[str]
+    contents: NotRequired[list[str | None]]
+
+
+def read_shard_lines(folder: Path) -> list[ShardLine]:
+    """`shards.jsonl`; without it, none."""
     file = folder / "shards.jsonl"
     if not file.exists():
         return []
-    return [json.loads(line)["clips"] for line in file.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read_assignment(folder: Path) -> list[list[str]]:
+    """The clip ids that each shard is for (`shards.jsonl`)."""
+    return [line["clips"] for line in read_shard_lines(folder)]
 
 
 def stamp_differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """What of two stamps must agree and does not, `field: mine != other`."""
 
     def compared(stamp: Mapping[str, Any]) -> dict[str, Any]:
-        encoder = stamp.get("encoder") or {}
+        encoder = {**ENCODER_DEFAULTS, **(stamp.get("encoder") or {})}
         fields = {field: stamp.get(field) for field in COMPARED}
         return fields | {f"encoder.{field}": encoder.get(field) for field in COMPARED_OF_ENCODER}
 
@@ -110,25 +112,46 @@ class FeatureStore:
     """Reads a store. Rows number its clips; `rows_of` finds them by clip id.
 
     stamp: what made the features. n_frames: (n,) int32. shard_of: (n,) int32. width: of a frame.
+    dtype: of the stored frames; they are read as float16.
     """
 
     def __init__(
-        self, folder: Path, stamp: dict[str, Any], index: NDArray[Any], *, verify: bool
+        self,
+        folder: Path,
+        stamp: dict[str, Any],
+        index: NDArray[Any],
+        *,
+        verify: bool,
+        cache: ShardCache | None = None,
     ) -> None:
         self.folder, self.stamp, self._index, self._verify = folder, stamp, index, verify
         self.width = int(stamp["width"])
         self.frame_rate_hz = float(stamp["frame_rate_hz"])
+        self.dtype = dtype_of(stamp)
+        self._cache = cache
+        self._unpacker = Unpacker()
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = True) -> FeatureStore:
-        """verify: compare checksums while reading.
+    def open(
+        cls, folder: str | Path, *, verify: bool = True, cache: ShardCache | None = None
+    ) -> FeatureStore:
+        """verify: compare checksums while reading. cache: local copies to read from.
 
         Raises:
             StoreError: there is no store, it has no whole shard, or a shard has lost its index.
         """
         folder = Path(folder)
         stamp = read_stamp(folder)
-        return cls(folder, stamp, _open_index(folder), verify=verify)
+        shards = [
+            ShardFiles(number, shard_path(folder, number), shard_index_path(folder, number))
+            for number in finished_shards(folder)
+        ]
+        if not shards:
+            raise StoreError(
+                f"{folder} has no whole shard yet: run tools/precompute_features.py CONFIG"
+            )
+        index = open_index(merged_index_path(folder), shards)
+        return cls(folder, stamp, index, verify=verify, cache=cache)
 
     @property
     def n_frames(self) -> NDArray[np.int32]:
@@ -139,15 +162,36 @@ class FeatureStore:
         return np.asarray(self._index["shard"])
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Names the store's contents."""
+    def duplicates(self) -> Mapping[str, str]:
+        """By clip without features of its own, the clip of the same recording."""
+        return read_duplicates(self.folder)
+
+    @cached_property
+    def index_hash(self) -> str:
+        """Names what lies in the shards."""
         return xxhash.xxh3_64_hexdigest(np.ascontiguousarray(self._index).tobytes())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the store's contents: its shards, and what clips they stand for besides."""
+        if not self.duplicates:
+            return self.index_hash
+        pairs = json.dumps(sorted(self.duplicates.items()))
+        return xxhash.xxh3_64_hexdigest(f"{self.index_hash} {pairs}".encode())
 
     def __len__(self) -> int:
         return len(self._index)
 
     def rows_of(self, clip_ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
-        """(len(clip_ids),) row of each clip, -1 where the store lacks it."""
+        """(len(clip_ids),) row of each clip, -1 where the store lacks it; duplicates share one."""
+        rows = self._rows_in_shards(clip_ids)
+        if self.duplicates:
+            at = np.flatnonzero(rows < 0)
+            stored = [self.duplicates.get(str(clip_ids[place]), "") for place in at.tolist()]
+            rows[at] = self._rows_in_shards(stored)
+        return rows
+
+    def _rows_in_shards(self, clip_ids: Sequence[str] | NDArray[np.str_]) -> NDArray[np.int64]:
         wanted = np.array([id_hash(str(clip_id)) for clip_id in clip_ids], np.uint64)
         hashes, order = self._sorted_hashes
         at = np.minimum(np.searchsorted(hashes, wanted), max(len(hashes) - 1, 0))
@@ -163,7 +207,7 @@ class FeatureStore:
                 f"clip '{clip_id}' has no features in {self.folder}: "
                 "run tools/precompute_features.py again, or see rejected.jsonl there"
             )
-        frames = np.empty((int(self._index["n_frames"][row]), self.width), DTYPE)
+        frames = np.empty((int(self._index["n_frames"][row]), self.width), np.float16)
         self.read_into(row, frames)
         return frames
 
@@ -173,24 +217,47 @@ class FeatureStore:
         Raises:
             StoreError: the tar is missing or torn, or the frames are not those that were written.
         """
-        entry = self._index[row]
-        expected = (int(entry["n_frames"]), self.width)
+        expected = (int(self._index["n_frames"][row]), self.width)
         assert out.shape == expected, f"buffer of {out.shape} for frames of {expected}"
-        path = shard_path(self.folder, int(entry["shard"]))
+        if self.dtype == FLOAT16:
+            self._read_stored(row, out.data.cast("B"))
+            return
+        records = self._unpacker.records(*expected)
+        self._read_stored(row, records.view(np.uint8).data)
+        self._unpacker.unpack(records, out)
+
+    def _read_stored(self, row: int, into: memoryview) -> None:
+        """The bytes of a row, from the shard's local copy if there is one and it is right."""
+        shard = shard_path(self.folder, int(self._index["shard"][row]))
+        copy = self._cache.path_of(shard) if self._cache else shard
+        if self._cache and copy != shard:
+            try:
+                return self._read_from(copy, row, into)
+            except StoreError:  # evicted just now, or damaged if the original is not
+                self._read_from(shard, row, into)
+                return self._cache.drop(shard)
+        return self._read_from(shard, row, into)
+
+    def _read_from(self, path: Path, row: int, into: memoryview) -> None:
+        entry = self._index[row]
         try:
             file = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise StoreError(f"{path} cannot be opened: {error.strerror}; {REMEDY}") from error
         try:
-            n_read = os.preadv(file, [out.data.cast("B")], int(entry["offset"]))
+            n_read = os.preadv(file, [into], int(entry["offset"]))
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be read: {error.strerror}; look at its disk, or {REMEDY}"
+            ) from error
         finally:
             os.close(file)
-        if n_read != out.nbytes:
+        if n_read != into.nbytes:
             raise StoreError(
-                f"{path} is torn: of clip '{self._name_of(row)}' {n_read} of {out.nbytes} bytes "
+                f"{path} is torn: of clip '{self._name_of(row)}' {n_read} of {into.nbytes} bytes "
                 f"are there; {REMEDY}"
             )
-        if self._verify and xxhash.xxh3_64_intdigest(out.data) != int(entry["checksum"]):
+        if self._verify and xxhash.xxh3_64_intdigest(into) != int(entry["checksum"]):
             raise StoreError(
                 f"{path}: the frames of clip '{self._name_of(row)}' are not those that were "
                 f"written (checksum); {REMEDY}"
@@ -199,10 +266,11 @@ class FeatureStore:
     def _name_of(self, row: int) -> str:
         """A row's clip id, for messages."""
         entry = self._index[row]
-        for clip_id in read_assignment(self.folder)[int(entry["shard"])]:
-            if id_hash(clip_id) == int(entry["id_hash"]):
-                return clip_id
-        return f"number {row}"
+        try:
+            clips = read_assignment(self.folder)[int(entry["shard"])]
+        except (OSError, ValueError, LookupError):  # shards.jsonl is damaged, too
+            clips = []
+        return next((c for c in clips if id_hash(c) == int(entry["id_hash"])), f"number {row}")
 
     def check_stamp(self, expected: Mapping[str, Any]) -> None:
         """Refuse a store that was made otherwise than `expected`, another stamp.
@@ -221,86 +289,3 @@ class FeatureStore:
         hashes = np.asarray(self._index["id_hash"])
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order
-
-
-REMEDY = "remove the shard and its index and run tools/precompute_features.py again"
-
-
-def _open_index(folder: Path) -> NDArray[Any]:
-    """The merged index, made again unless it covers exactly the shards that are there."""
-    shards = finished_shards(folder)
-    if not shards:
-        raise StoreError(
-            f"{folder} has no whole shard yet: run tools/precompute_features.py CONFIG"
-        )
-    covered = _covered_by(folder, shards)
-    merged = merged_index_path(folder)
-    index = _read_merged(merged, covered)
-    if index is None:
-        index = np.concatenate([_shard_index(folder, number) for number in shards])
-        _try_save(merged, covered, index)
-    return index
-
-
-def covered_shards(folder: Path) -> set[int]:
-    """The shards in the merged index, none where there is no such index."""
-    try:
-        with open(merged_index_path(folder), "rb") as file:
-            covered = np.lib.format.read_array(file)
-    except (OSError, ValueError):
-        return set()
-    return set(covered["shard"].tolist()) if covered.dtype == COVERED else set()
-
-
-def _covered_by(folder: Path, shards: Sequence[int]) -> NDArray[Any]:
-    """(len(shards),) COVERED of an index of these shards."""
-    covered = np.zeros(len(shards), COVERED)
-    for place, number in enumerate(shards):
-        path = shard_index_path(folder, number)
-        try:
-            covered[place] = number, path.stat().st_size
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{shard_path(folder, number)} has lost its index ({path.name}); {REMEDY}"
-            ) from error
-    return covered
-
-
-def _read_merged(path: Path, covered: NDArray[Any]) -> NDArray[Any] | None:
-    """The merged index; None if there is none, or one of other shards, torn, or of old."""
-    try:
-        with open(path, "rb") as file:
-            recorded = np.lib.format.read_array(file)
-            if recorded.dtype != COVERED or not np.array_equal(recorded, covered):
-                return None
-            if np.lib.format.read_magic(file) != (1, 0):
-                return None
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if dtype != INDEX:
-                return None
-            return np.memmap(file, INDEX, "r", offset=file.tell(), shape=shape)
-    except (OSError, ValueError):
-        return None
-
-
-def _shard_index(folder: Path, number: int) -> NDArray[Any]:
-    path = shard_index_path(folder, number)
-    try:
-        index: NDArray[Any] = np.load(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); {REMEDY}") from error
-    if index.dtype != INDEX:
-        raise StoreError(f"{path} is no index of this version of the store; {REMEDY}")
-    return index
-
-
-def _try_save(path: Path, covered: NDArray[Any], index: NDArray[Any]) -> None:
-    """Keep the merged index, beside and renamed; a read-only or full disk does without."""
-    written = beside(path)
-    try:
-        with open(written, "wb") as file:
-            np.save(file, covered)
-            np.save(file, index)
-        os.replace(written, path)
-    except OSError:
-        written.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 """Is a feature store what was written? Everything that is not, in one list, each with its remedy.
 
-1. the stamp and the assignment can be read
+1. the stamp, the assignment and the list of duplicates can be read, and agree
 2. every tar is read from end to end: whole samples, of the clips that it was made for
 3. every shard's index says what its tar says, and the frames have the checksums recorded there
 4. the merged index says what the shards' indexes say
@@ -24,13 +24,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from paltrain.data.duplicates import duplicates_path, read_duplicates
+from paltrain.data.frames import DTYPES
 from paltrain.data.rejected import read_rejected
-from paltrain.data.shard_tar import TarContents, read_tar
+from paltrain.data.shard_index import INDEX
+from paltrain.data.shard_tar import Expected, TarContents, read_tar
 from paltrain.data.shards import (
     COMPARED,
     COMPARED_OF_ENCODER,
-    DTYPE,
-    INDEX,
+    ENCODER_DEFAULTS,
     FeatureStore,
     finished_shards,
     merged_index_path,
@@ -77,15 +79,16 @@ def verify_store(folder: Path, *, progress: Progress | None = None) -> list[Find
     """All faults of a store. Raises StoreError where there is no folder."""
     if not folder.is_dir():
         raise StoreError(f"there is no folder {folder}: name a feature store")
-    findings, width = _check_stamp(folder)
+    findings, expected = _check_stamp(folder)
     numbers = finished_shards(folder)
     assignment = _check_assignment(folder, numbers, findings)
+    findings += _check_duplicates(folder, assignment)
     lists = sorted(folder.glob("rejected*.jsonl"))
     rejected = {
         clip for file in lists for clip in _read_each(file, read_rejected, file, findings) or {}
     }
     for place, number in enumerate(numbers):
-        contents = read_tar(folder, number, width=width)
+        contents = read_tar(folder, number, expected=expected)
         findings += _check_shard(folder, number, contents, assignment, rejected)
         if progress:
             progress(place + 1, len(numbers))
@@ -118,28 +121,49 @@ def _check_assignment(
     return assignment
 
 
-def _check_stamp(folder: Path) -> tuple[list[Finding], int | None]:
-    """Faults of `store.json`, and the width that it says."""
+def _check_duplicates(
+    folder: Path, assignment: Sequence[Sequence[str]] | None
+) -> Iterator[Finding]:
+    """Every duplicate is of a clip that some shard is for."""
+    file, remedy = duplicates_path(folder), f"remove those lines and {AGAIN}"
+    try:
+        duplicates = read_duplicates(folder)
+    except StoreError as error:
+        yield Finding(file, f"cannot be read ({error.__cause__!r})", f"remove it and {AGAIN}")
+        return
+    if assignment is not None:
+        assigned = {clip for clips in assignment for clip in clips}
+        strays = [clip for clip, same_as in duplicates.items() if same_as not in assigned]
+        if strays:
+            yield Finding(file, f"{_named(strays)} are said to be what no shard is for", remedy)
+
+
+def _check_stamp(folder: Path) -> tuple[list[Finding], Expected]:
+    """Faults of `store.json`, and what it says of the frames."""
     file = folder / "store.json"
     remedy = f"restore it, or move it away and {AGAIN}, which writes it"
     try:
         stamp = read_stamp(folder)
     except StoreError as error:
         fault = f"cannot be read ({error.__cause__})" if file.exists() else "missing"
-        return [Finding(file, fault, remedy)], None
+        return [Finding(file, fault, remedy)], Expected()
     if not isinstance(stamp, dict) or not isinstance(stamp.get("encoder"), dict):
-        return [Finding(file, "no stamp: it names no encoder", remedy)], None
+        return [Finding(file, "no stamp: it names no encoder", remedy)], Expected()
     lacking = [key for key in COMPARED if key not in stamp]
-    lacking += [f"encoder.{key}" for key in COMPARED_OF_ENCODER if key not in stamp["encoder"]]
+    encoder = {**ENCODER_DEFAULTS, **stamp["encoder"]}
+    lacking += [f"encoder.{key}" for key in COMPARED_OF_ENCODER if key not in encoder]
     findings = [Finding(file, f"says no {', '.join(lacking)}", remedy)] if lacking else []
-    if "dtype" in stamp and stamp["dtype"] != DTYPE.name:
-        findings.append(Finding(file, f"dtype is {stamp['dtype']!r}, not {DTYPE.name!r}", remedy))
+    dtype = stamp.get("dtype")
+    if "dtype" in stamp and dtype not in DTYPES:
+        findings.append(Finding(file, f"dtype is {dtype!r}, not {' or '.join(DTYPES)}", remedy))
     for key in ("width", "frame_rate_hz"):
         value = stamp.get(key, 1)
         if not isinstance(value, int | float) or value <= 0:
             findings.append(Finding(file, f"{key} is {value!r}: it must be positive", remedy))
     width = stamp.get("width")
-    return findings, width if isinstance(width, int) and width > 0 else None
+    return findings, Expected(
+        width if isinstance(width, int) and width > 0 else None, dtype if dtype in DTYPES else None
+    )
 
 
 def _check_shard(
@@ -214,7 +238,7 @@ def _check_merged(folder: Path, numbers: Sequence[int]) -> list[Finding]:
         store = FeatureStore.open(folder)
     except (StoreError, KeyError, TypeError, ValueError):  # the stamp; there is a finding of it
         return []
-    if store.fingerprint == xxhash.xxh3_64_hexdigest(np.concatenate(whole).tobytes()):
+    if store.index_hash == xxhash.xxh3_64_hexdigest(np.concatenate(whole).tobytes()):
         return []
     return [
         Finding(

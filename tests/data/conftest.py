@@ -93,7 +93,11 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def write_store(
-    folder: Path, features: Mapping[str, np.ndarray], *, per_shard: int = 5
+    folder: Path,
+    features: Mapping[str, np.ndarray],
+    *,
+    per_shard: int = 5,
+    dtype: str = "float16",
 ) -> FeatureStore:
     """A real store, `per_shard` clips in a shard."""
     width = next(iter(features.values())).shape[1]
@@ -104,11 +108,11 @@ def write_store(
         "sample_rate_hz": 16_000,
         "frame_rate_hz": 50.0,
         "width": width,
-        "dtype": "float16",
+        "dtype": dtype,
     }
     claim_store(folder, stamp)
     for number, clips in enumerate(
         assign_shards(folder, list(features), clips_per_shard=per_shard)
     ):
-        write_shard(folder, number, ((clip, features[clip]) for clip in clips))
+        write_shard(folder, number, ((clip, features[clip]) for clip in clips), dtype=dtype)
     return FeatureStore.open(folder)

@@ -56,6 +56,66 @@ def test_a_store_is_plain_webdataset(tmp_path: Path) -> None:
         np.testing.assert_array_equal(sample["npy"], features[sample["json"]["id"]])
 
 
+def test_an_int8_store_is_half_as_large_and_read_as_float16(tmp_path: Path) -> None:
+    features = random_features(width=200)
+    whole = write_store(tmp_path / "float16", features)
+    store = write_store(tmp_path / "int8", features, dtype="int8")
+    assert len(store) == len(whole)
+    assert store.stamp["dtype"] == "int8"
+    for clip_id, frames in features.items():
+        got = store.read(clip_id)
+        assert got.dtype == np.float16
+        step = np.abs(frames.astype(np.float32)).max(axis=1, keepdims=True) / 127
+        assert (np.abs(got.astype(np.float32) - frames) <= 0.51 * step + np.abs(got) / 1024).all()
+
+
+def test_an_int8_store_is_plain_webdataset_of_values_and_scales(tmp_path: Path) -> None:
+    features = random_features()
+    store = write_store(tmp_path, features, dtype="int8")
+    urls = [str(path) for path in sorted(tmp_path.glob("*.tar"))]
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["json"]["id"] for sample in samples] == list(features)
+    for s in samples:
+        frames = s["npy"]["values"] * s["npy"]["scale"][:, None]
+        assert s["json"]["n_frames"] == len(frames)
+        np.testing.assert_allclose(frames, store.read(s["json"]["id"]), rtol=1e-3, atol=1e-6)
+
+
+def test_a_flipped_byte_of_an_int8_clip_is_found(tmp_path: Path) -> None:
+    write_store(tmp_path, random_features(), dtype="int8")
+    store = FeatureStore.open(tmp_path)
+    tar, entry = shard_path(tmp_path, 1), store._index[int(store.rows_of(["clip.7/ü"])[0])]
+    content = bytearray(tar.read_bytes())
+    content[int(entry["offset"]) + 1] ^= 1  # of a scale
+    tar.write_bytes(content)
+    with pytest.raises(StoreError, match=r"clip 'clip\.7/ü' are not those that were written"):
+        store.read("clip.7/ü")
+    assert store.read("clip.6/ü").shape == (7, 3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_features_that_float16_cannot_say_are_refused_by_clip(tmp_path: Path, dtype: str) -> None:
+    store = write_store(tmp_path, random_features(5), dtype=dtype)
+    assign_shards(tmp_path, ["good", "loud"], clips_per_shard=2)
+    loud = np.ones((4, 3), np.float32)
+    loud[2, 1] = 1e5
+    with pytest.raises(StoreError, match=r"'loud' cannot be stored: frame 2 holds 100000, and 65"):
+        write_shard(tmp_path, 1, [("good", np.ones((2, 3))), ("loud", loud)], dtype=dtype)
+    assert [path.name for path in tmp_path.glob("*shard-000001*")] == []
+    assert len(FeatureStore.open(tmp_path)) == len(store) == 5
+
+
+def test_stores_of_another_dtype_are_not_mixed(tmp_path: Path) -> None:
+    store = write_store(tmp_path, random_features(5), dtype="int8")
+    with pytest.raises(StoreError, match=r"dtype: 'int8' != 'float16'; there != here"):
+        write_store(tmp_path, random_features(5))
+    with pytest.raises(StoreError, match=r"dtype: 'int8' != 'float16'\): name the right store"):
+        store.check_stamp({**store.stamp, "dtype": "float16"})
+    (tmp_path / "store.json").write_text((tmp_path / "store.json").read_text().replace("t8", "t4"))
+    with pytest.raises(StoreError, match=r"unknown dtype of a feature store 'int4'.*valid: float1"):
+        FeatureStore.open(tmp_path)
+
+
 def test_added_clips_get_new_shards_and_the_old_ones_stay_as_they_are(tmp_path: Path) -> None:
     features = random_features()
     few = dict(list(features.items())[:7])

@@ -17,8 +17,8 @@ import pytest
 from paltrain.cli import main_guard
 from paltrain.data.overview import overview
 from paltrain.data.repair import repair_store
+from paltrain.data.shard_index import COVERED
 from paltrain.data.shards import (
-    COVERED,
     FeatureStore,
     read_assignment,
     shard_index_path,
@@ -168,6 +168,35 @@ def test_an_index_is_made_again_from_the_tar(folder: Path, damage: str) -> None:
     assert everything(folder) == whole
 
 
+def test_an_int8_store_is_verified_and_repaired_like_another(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    store = write_store(folder, random_features(N), dtype="int8")
+    assert verify_store(folder) == []
+    whole, before = everything(folder), store.read("clip.3/ü")
+    for stamped in (True, False):  # the tar says itself what it holds
+        shard_index_path(folder, 0).unlink()
+        stamp = (folder / "store.json").read_bytes()
+        if not stamped:
+            (folder / "store.json").unlink()
+        assert "made again from the tar" in repair_store(folder).deeds[0]
+        (folder / "store.json").write_bytes(stamp)
+        FeatureStore.open(folder)
+        assert everything(folder) == whole
+    flip(shard_path(folder, 1), int(store._index["offset"][6]) + 2)
+    finding = only(verify_store(folder))
+    assert "clip 'clip.6/ü' are not those that were written" in finding.fault
+    assert repair_store(folder).left == []
+    np.testing.assert_array_equal(FeatureStore.open(folder).read("clip.3/ü"), before)
+
+
+def test_a_shard_of_another_dtype_than_the_stamps_is_found(folder: Path) -> None:
+    stamp = (folder / "store.json").read_text()
+    (folder / "store.json").write_text(stamp.replace("float16", "int8"))
+    findings = verify_store(folder)
+    assert len(findings) == 3
+    assert "of clip 'clip.0/ü' is float16 x 1 x 3, not int8 x 1 x 3" in findings[0].fault
+
+
 def test_a_merged_index_that_lies_is_found_and_made_again(folder: Path) -> None:
     whole = (folder / "index.npy").read_bytes()
     flip(folder / "index.npy", len(whole) - 20)
@@ -227,7 +256,7 @@ def test_clips_without_features_or_reason_are_named(folder: Path) -> None:
         ("[]", "it names no encoder"),
         ({"width": 4}, "says no weight_hash, sample_rate_hz, frame_rate_hz"),
         ({"width": -1}, "width is -1: it must be positive"),
-        ({"dtype": "float32"}, "dtype is 'float32', not 'float16'"),
+        ({"dtype": "float32"}, "dtype is 'float32', not float16 or int8"),
     ],
 )
 def test_a_stamp_that_cannot_serve_is_told_and_the_rest_is_checked(
