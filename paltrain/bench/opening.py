@@ -16,8 +16,9 @@ from paltrain.bench.record import BenchRow
 from paltrain.bench.timing import times_of
 from paltrain.data import index as manifest_index
 from paltrain.data.index import Corpus
+from paltrain.data.shard_index import INDEX
 from paltrain.data.shard_writer import claim_store
-from paltrain.data.shards import INDEX, FeatureStore, shard_index_path, shard_path
+from paltrain.data.shards import FeatureStore, shard_index_path, shard_path
 
 GOAL = "< 0.1"
 
