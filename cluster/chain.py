@@ -17,7 +17,7 @@ from paltrain.config.report import Report
 from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import ConfigError
 
-MARK_OF: dict[type[Any], str] = {FeaturesConfig: "store", EvalConfig: "runs"}
+MARK_OF: dict[type[Any], str] = {FeaturesConfig: "encoders", EvalConfig: "runs"}
 
 
 def read_chain(arguments: argparse.Namespace) -> list[Job]:

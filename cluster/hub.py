@@ -36,9 +36,13 @@ def made_local(config: AnyConfig, profile: Profile) -> AnyConfig:
         llm = _folder_or_name(model.llm, profile)
         tokenizer = _folder_or_name(model.tokenizer, profile, file="tokenizer.json")
         return replace(config, model=replace(model, llm=llm, tokenizer=tokenizer))
-    encoder = config.encoder
-    path = _folder_or_name(encoder.path, profile, revision=encoder.revision)
-    return replace(config, encoder=replace(encoder, path=path))
+    encoders = {
+        name: replace(
+            encoder, path=_folder_or_name(encoder.path, profile, revision=encoder.revision)
+        )
+        for name, encoder in config.encoders.items()
+    }
+    return replace(config, encoders=encoders)
 
 
 def find_in_cache(

@@ -112,7 +112,7 @@ class Job:
         if self.is_training:
             return [*python, "-m", "paltrain.run", str(self.folder.path)]
         status = str(self.part.status.path)
-        return [*python, *self._tool(PROJECT), str(self.folder.config), "--status", status]
+        return [*python, *self._tool(PROJECT), str(self.folder.config), "--heartbeat", status]
 
     @property
     def shell_command(self) -> str:
@@ -121,7 +121,7 @@ class Job:
         if self.is_training:
             return f"{python} -P -m cluster.slurm_task {shlex.quote(str(self.folder.path))}"
         tool = shlex.join([*self._tool(self.folder.code), str(self.folder.config)])
-        return f"{python} {tool} {self._slice_words()} --status {self.shell_folder}/status.json"
+        return f"{python} {tool} {self._slice_words()} --heartbeat {self.shell_folder}/status.json"
 
     @property
     def shell_folder(self) -> str:

@@ -92,7 +92,7 @@ def _submit_folder(jobs: Sequence[Job], submitted: list[Submitted]) -> None:
         return
     config = jobs[0].config
     if isinstance(config, FeaturesConfig) and _is_complete(jobs[-1], config):
-        print(f"{jobs[0].folder.name}: all features are in {config.store} already")
+        print(f"{jobs[0].folder.name}: all features are in {config.folder} already")
         return
     if waiting := _in_queue(jobs):
         _check_as_submitted(waiting[0].id, jobs[0])

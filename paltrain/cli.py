@@ -8,8 +8,8 @@ ends with
 
 so that what a user can cause ends in one clear line and exit code 2, and a bug keeps its traceback.
 
-A tool whose work comes in slices (`paltrain.slices`) also has `add_slice_options`, and works within
-`progress_in`.
+A tool whose work comes in slices (`paltrain.slices`) also has `add_slice_options`, `settle_slice`,
+and works within `progress_in`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeVar
 from paltrain.config.load import load_config, to_yaml
 from paltrain.errors import EXIT_USER_ERROR, ConfigError, PaltrainError
 from paltrain.log import setup_logging
+from paltrain.slices import slice_of_array
 from paltrain.status import FAILED, FINISHED, RUNNING, STOPPED, StatusFile
 
 EXIT_INTERRUPTED = 130
@@ -102,7 +103,12 @@ def load_merged(schema: type[T], arguments: argparse.Namespace) -> T:
 
 
 def add_slice_options(parser: argparse.ArgumentParser) -> None:
-    """`--merge N` and `--status FILE`; the slice itself is the configuration's key `slice`."""
+    """`--slice I/N`, `--merge N` and `--heartbeat FILE`."""
+    parser.add_argument(
+        "--slice",
+        metavar="I/N",
+        help="one part of the work, counted from 0; by default that of a Slurm array's task",
+    )
     parser.add_argument(
         "--merge",
         type=int,
@@ -110,8 +116,20 @@ def add_slice_options(parser: argparse.ArgumentParser) -> None:
         help="put together what N slices made; if any is incomplete, say which and change nothing",
     )
     parser.add_argument(
-        "--status", metavar="FILE", help="keep progress there: JSON with state, time, done, total"
+        "--heartbeat",
+        metavar="FILE",
+        help="keep progress there: JSON with state, time, done, total",
     )
+
+
+def settle_slice(arguments: argparse.Namespace) -> None:
+    """Make `--slice`, or the variables of a Slurm array, the configuration's key `slice`."""
+    said = any(word.startswith("slice=") for word in arguments.overrides)
+    part = arguments.slice
+    if part is None and not said and arguments.merge is None and (part := slice_of_array()):
+        print(f"slice={part}: this is a task of a Slurm array")
+    if part is not None:
+        arguments.overrides = [*arguments.overrides, f"slice={part}"]
 
 
 def check_merge(arguments: argparse.Namespace, slice_: str | None) -> None:
@@ -167,7 +185,7 @@ def progress_in(file: str | None) -> Iterator[Progress]:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
         progress.enter(RUNNING)
     except OSError as error:
-        raise ConfigError(f"--status {file} cannot be written: {error.strerror}") from error
+        raise ConfigError(f"--heartbeat {file} cannot be written: {error.strerror}") from error
     before = {number: signal.signal(number, _terminate) for number in STOPS}
     try:
         yield progress

@@ -9,6 +9,7 @@ What a slice made is never lost by a merge that finds others incomplete.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,20 @@ def parse_slice(text: str | None) -> Slice:
         return EVERYTHING
     number, n_slices = text.split("/")
     return int(number), int(n_slices)
+
+
+def slice_of_array() -> str | None:
+    """The slice of this process as a task of a Slurm array, by the array's own variables.
+
+    None outside an array, and in one with gaps (`--array=3,17`), which tells a task not which of
+    its slices it is.
+    """
+    if "SLURM_ARRAY_TASK_COUNT" not in os.environ:
+        return None
+    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
+    task, n_tasks, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{n}"]) for n in names)
+    is_whole = first + (n_tasks - 1) * step == last
+    return f"{(task - first) // step}/{n_tasks}" if n_tasks > 1 and is_whole else None
 
 
 @dataclass(frozen=True)

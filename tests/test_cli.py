@@ -182,7 +182,7 @@ def test_a_status_file_follows_the_work_to_its_end(tmp_path):
     assert told() == {"state": "stopped"}
     (tmp_path / "file").touch()
     with (
-        pytest.raises(ConfigError, match="--status .* cannot be written"),
+        pytest.raises(ConfigError, match="--heartbeat .* cannot be written"),
         progress_in(str(tmp_path / "file" / "status.json")),
     ):
         pass

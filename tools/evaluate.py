@@ -13,7 +13,7 @@ from 0, in any order and on any machine, into RUN/eval/<split>/slice-003-of-064.
 answers together, scores them and prints the table, as if one process had given them all. It loads
 no model; if answers are missing it says of which slices, changes nothing and exits with code 2.
 
-    python tools/evaluate.py CONFIG --with-control slice=3/64
+    python tools/evaluate.py CONFIG --with-control --slice 3/64
     python tools/evaluate.py CONFIG --with-control --merge 64
 """
 
@@ -31,6 +31,7 @@ from paltrain.cli import (
     main_guard,
     parse_config_arguments,
     progress_in,
+    settle_slice,
     slice_command,
 )
 from paltrain.slices import EVERYTHING, parse_slice
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = load_merged(EvalConfig, arguments)
     check_merge(arguments, config.slice)
-    with progress_in(arguments.status) as told:
+    with progress_in(arguments.heartbeat) as told:
         if arguments.merge is not None:
             show(merge(config, arguments, told), config)
         elif parse_slice(config.slice) != EVERYTHING:
@@ -129,7 +130,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", help="default: the GPU if there is one")
     add_slice_options(parser)
-    return parse_config_arguments(parser, argv)
+    arguments = parse_config_arguments(parser, argv)
+    settle_slice(arguments)
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,25 +1,28 @@
 #!/usr/bin/env python
-"""Compute an encoder's features of every recording, once, into WebDataset shards.
+"""Compute encoders' features of every recording, once, into WebDataset shards.
 
   python tools/precompute_features.py                                   the quickstart's data
   python tools/precompute_features.py configs/own_data/features.yaml
-  python tools/precompute_features.py CONFIG encoder.type=whisper encoder.path=openai/whisper-small
+  python tools/precompute_features.py CONFIG only=[whisper] devices=[cuda:0]
 
+Every recording is decoded once for all encoders of CONFIG, and encoded on every GPU of the node.
 The same command again makes only what is missing. Recordings that cannot be read are set aside in
 STORE/rejected.jsonl, with the reason, and stop nothing.
 
+  python tools/precompute_features.py CONFIG --status                   done, missing, room for it
+
 A job array shares the work: each of its tasks makes one slice, counted from 0, in any order and on
 any machine, and a merge closes it. The merge loads no encoder; if a slice is incomplete it says
-which, changes nothing and exits with code 2.
+which, changes nothing and exits with code 2. In a Slurm array the slice is the task's by itself.
 
-  python tools/precompute_features.py CONFIG slice=3/64                 one of 64 array tasks
+  python tools/precompute_features.py CONFIG --slice 3/64               one of 64 array tasks
   python tools/precompute_features.py CONFIG --merge 64                 all is there: join the lists
 
 A store that is there can be looked at, checked and mended, without CONFIG. `verify` reads every
 byte and exits with code 2 if anything is wrong. `repair` makes lost indexes again from the tars
 and moves damaged shards to STORE/aside, so that the same command as before makes them again.
 
-  python tools/precompute_features.py show STORE                        how far it is; room for more
+  python tools/precompute_features.py show STORE                        how far it is
   python tools/precompute_features.py verify STORE                      every fault, and its remedy
   python tools/precompute_features.py repair STORE
 """
@@ -27,6 +30,8 @@ and moves damaged shards to STORE/aside, so that the same command as before make
 from __future__ import annotations
 
 import argparse
+import copy
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -43,13 +48,15 @@ from paltrain.cli import (
     main_guard,
     parse_config_arguments,
     progress_in,
+    settle_slice,
     slice_command,
 )
 from paltrain.config.schema import FeaturesConfig
-from paltrain.slices import EVERYTHING, number_ranges, parse_slice
+from paltrain.slices import EVERYTHING, Slice, number_ranges, parse_slice
 
 if TYPE_CHECKING:
     from paltrain.cli import Progress as Told
+    from paltrain.data.makers import PrecomputeReport, Target
 
 DEFAULT_CONFIG = "configs/quickstart/features.yaml"
 STORE_COMMANDS = ("show", "verify", "repair")
@@ -63,10 +70,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     parser = config_parser(__doc__, default_configs=[DEFAULT_CONFIG])
     add_slice_options(parser)
+    parser.add_argument(
+        "--status", action="store_true", help="print what is done and missing, and stop"
+    )
     arguments = parse_config_arguments(parser, argv)
+    settle_slice(arguments)
     config = load_merged(FeaturesConfig, arguments)
     check_merge(arguments, config.slice)
-    with progress_in(arguments.status) as told:
+    if arguments.status:
+        show_status(config)
+        return
+    with progress_in(arguments.heartbeat) as told:
         if arguments.merge is None:
             compute(config, told)
         else:
@@ -78,21 +92,10 @@ def compute(config: FeaturesConfig, told: Told) -> None:
     """Make everything that is missing, or what of it is the slice's."""
     from paltrain.data.index import Corpus
     from paltrain.data.precompute import precompute
-    from paltrain.data.rejected import rejected_path
-    from paltrain.encoders import build_encoder
 
     slice_of = parse_slice(config.slice)
     corpus = Corpus.open(config.manifests)
-    encoder = build_encoder(
-        config.encoder.type,
-        path=config.encoder.path,
-        revision=config.encoder.revision,
-        options=config.encoder.options,
-    ).to(_device(config.device, config.encoder.type))
-    print(
-        f"{config.encoder.type}: {encoder.frame_rate_hz:g} frames of width {encoder.width} per "
-        f"second of audio -> {config.store}"
-    )
+    targets = build_targets(config)
     started = time.monotonic()
     with _progress_bar() as bar:
         task = bar.add_task("features", total=None, speed="")
@@ -102,20 +105,49 @@ def compute(config: FeaturesConfig, told: Told) -> None:
             speed = audio_s / (time.monotonic() - started)
             bar.update(task, completed=done, total=total, speed=f"{speed:.0f} h of audio per hour")
 
-        report = precompute(
+        reports = precompute(
             corpus,
-            encoder,
-            Path(config.store),
+            list(targets.values()),
             clips_per_shard=config.clips_per_shard,
             batch_clips=config.batch_clips,
+            batch_audio_s=config.batch_audio_s,
             workers=config.workers,
             slice_of=slice_of,
             progress=show,
         )
-    part = "" if slice_of == EVERYTHING else f"slice {config.slice}: "
-    set_aside = rejected_path(Path(config.store), slice_of)
+    for name, report in zip(targets, reports, strict=True):
+        _print_report(name, report, config, slice_of)
+
+
+def build_targets(config: FeaturesConfig) -> dict[str, Target]:
+    """The stores to make by encoder name, each encoder on every device."""
+    from paltrain.data.makers import Target
+    from paltrain.encoders import build_encoder
+
+    devices = _devices(config)
+    targets = {}
+    for name, store in config.stores().items():
+        chosen = config.encoders[name]
+        encoder = build_encoder(**chosen.arguments())
+        copies = [encoder, *(copy.deepcopy(encoder) for _ in devices[1:])]
+        on_devices = [copied.to(device) for copied, device in zip(copies, devices, strict=True)]
+        targets[name] = Target(Path(store), on_devices, chosen.dtype.value)
+        print(
+            f"{name}: {encoder.frame_rate_hz:g} frames of width {encoder.width} per second of "
+            f"audio, on {', '.join(devices)} -> {store}"
+        )
+    return targets
+
+
+def _print_report(
+    name: str, report: PrecomputeReport, config: FeaturesConfig, slice_of: Slice
+) -> None:
+    from paltrain.data.rejected import rejected_path
+
+    part = "" if slice_of == EVERYTHING else f", slice {config.slice}"
+    set_aside = rejected_path(Path(config.stores()[name]), slice_of)
     print(
-        f"{part}{report.n_clips} recordings: {report.n_there_before} there before, "
+        f"{name}{part}: {report.n_clips} recordings: {report.n_there_before} there before, "
         f"{report.n_encoded} encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} "
         f"MB), of them {report.n_silent} silent; {report.n_rejected} set aside"
         + (f" in {set_aside}" if report.n_rejected else "")
@@ -127,21 +159,63 @@ def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) ->
     from paltrain.data.index import Corpus
     from paltrain.data.merge import merge_features
 
-    report = merge_features(
-        Corpus.open(config.manifests),
-        Path(config.store),
-        encoder_type=config.encoder.type,
-        clips_per_shard=config.clips_per_shard,
-        n_slices=n_slices,
-        command=command,
+    corpus = Corpus.open(config.manifests)
+    for name, store in config.stores().items():
+        report = merge_features(
+            corpus,
+            Path(store),
+            encoder_type=config.encoders[name].type,
+            clips_per_shard=config.clips_per_shard,
+            n_slices=n_slices,
+            command=command,
+        )
+        told(report.n_clips, report.n_clips)
+        print(
+            f"{store} is whole: {report.n_encoded} of {report.n_clips} recordings have "
+            f"features; {report.n_rejected} set aside"
+            + (f" in {store}/rejected.jsonl" if report.n_rejected else "")
+            + f"; {report.n_shards} shards"
+        )
+
+
+def show_status(config: FeaturesConfig) -> None:
+    """What of every encoder's features is done and missing, and the room for the rest."""
+    from cluster.preflight.weights import encoder_stamp
+    from paltrain.data.coverage import coverage
+    from paltrain.data.index import Corpus
+    from paltrain.data.shards import read_stamp
+    from paltrain.disk import room_at
+    from paltrain.errors import PaltrainError
+
+    corpus = Corpus.open(config.manifests)
+    to_come = 0
+    for name, store in config.stores().items():
+        seen = coverage(corpus, Path(store))
+        try:
+            known = (Path(store) / "store.json").is_file()
+            stamp = (
+                read_stamp(Path(store))
+                if known
+                else encoder_stamp(config.encoders[name], environment=os.environ)
+            )
+            n_bytes = seen.n_bytes_to_come(stamp)
+            to_come += n_bytes
+            needed = f"{n_bytes / GB:.3g} GB to come ({stamp['dtype']})"
+        except PaltrainError as error:
+            needed = f"size unknown: {error}"
+        print(
+            f"{name}: {seen.n_clips - seen.n_missing} of {seen.n_clips} recordings done, "
+            f"{seen.n_missing} missing ({seen.missing_s / 3600:.3g} h), {seen.n_rejected} set "
+            f"aside; {needed} -> {store}"
+        )
+    room = room_at(Path(config.folder))
+    quota = (
+        "quota unknown (neither `lfs quota` nor `quota` tells)"
+        if room.n_bytes_of_quota is None
+        else f"{room.n_bytes_of_quota / GB:.3g} GB left of the quota"
     )
-    told(report.n_clips, report.n_clips)
-    print(
-        f"{config.store} is whole: {report.n_encoded} of {report.n_clips} recordings have "
-        f"features; {report.n_rejected} set aside"
-        + (f" in {config.store}/rejected.jsonl" if report.n_rejected else "")
-        + f"; {report.n_shards} shards"
-    )
+    short = ": NO ROOM" if to_come > room.n_bytes else ""
+    print(f"{to_come / GB:.3g} GB to come; {room.n_bytes_free / GB:.3g} GB free, {quota}{short}")
 
 
 def about_store(words: Sequence[str]) -> None:
@@ -208,13 +282,15 @@ def _shards_read(bar: Progress) -> Callable[[int, int], None]:
     return lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _device(device: str, encoder_type: str) -> str:
-    """`auto`: the first CUDA device where there is one and the encoder has weights."""
-    if device != "auto" or encoder_type == "logmel":
-        return "cpu" if device == "auto" else device
+def _devices(config: FeaturesConfig) -> list[str]:
+    """As configured; else every GPU where an encoder has weights, and the CPU without one."""
+    if config.devices:
+        return config.devices
+    if all(encoder.path is None for encoder in config.chosen().values()):
+        return ["cpu"]
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
 
 
 def _progress_bar() -> Progress:

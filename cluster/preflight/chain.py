@@ -102,7 +102,8 @@ class Chain:
                 for before in self._before(job)
                 if isinstance(before.config, FeaturesConfig)
                 and before.config.slice is None
-                and Path(before.config.store).absolute() == store.absolute()
+                and store.absolute()
+                in [Path(made).absolute() for made in before.config.stores().values()]
             ),
             None,
         )

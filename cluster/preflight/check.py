@@ -124,7 +124,7 @@ def _look_at_folder(job: Job, found: Findings) -> None:
     """Whether the job can write where it must."""
     folders = [job.folder.path]
     if isinstance(job.config, FeaturesConfig):
-        folders.append(Path(job.config.store).absolute())
+        folders += [Path(store).absolute() for store in job.config.stores().values()]
     if isinstance(job.config, EvalConfig) and job.config.out:
         folders.append(Path(job.config.out).absolute())
     for folder in folders:

@@ -19,8 +19,14 @@ from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Stamp
 from cluster.preflight.weights import encoder_stamp
 from paltrain.config.schema import FeaturesConfig
-from paltrain.data.rejected import read_rejected
-from paltrain.data.shards import finished_shards, read_assignment, read_stamp, shard_path
+from paltrain.data.frames import dtype_of, frame_bytes
+from paltrain.data.rejected import rejected_clips
+from paltrain.data.shards import (
+    finished_shards,
+    read_assignment,
+    read_stamp,
+    shard_path,
+)
 from paltrain.errors import ManifestError, PaltrainError, unknown_name
 
 if TYPE_CHECKING:
@@ -153,7 +159,12 @@ def _look_at_maker(
     try:
         if (folder / "store.json").is_file():
             return read_stamp(folder)
-        return encoder_stamp(config.encoder, environment=maker.environment)
+        encoder = next(
+            config.encoders[name]
+            for name, store in config.stores().items()
+            if Path(store).absolute() == folder.absolute()
+        )
+        return encoder_stamp(encoder, environment=maker.environment)
     except PaltrainError:  # said of that job
         return None
 
@@ -172,7 +183,7 @@ def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) ->
     clips = _clips(corpus, wanted) & np.asarray(corpus.has_audio)
     rows = chain.rows(wanted.manifests, folder)
     lacking = corpus.clip_id_array[clips & (rows < 0)].tolist()
-    rejected = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+    rejected = rejected_clips(folder)
     finished = finished_shards(folder)
     assigned = range(len(read_assignment(folder)))
     return Audit(
@@ -187,8 +198,8 @@ def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) ->
 
 def _torn(store: FeatureStore, finished: Sequence[int]) -> list[int]:
     """The shards whose tar cannot hold the frames that their index promises."""
-    frame_bytes = 2 * store.width
-    of_clips = store.n_frames.astype(np.int64) * frame_bytes + TAR_BYTES_PER_CLIP
+    per_frame = frame_bytes(store.width, dtype_of(store.stamp))
+    of_clips = store.n_frames.astype(np.int64) * per_frame + TAR_BYTES_PER_CLIP
     n_bytes = np.zeros(max(finished) + 1, np.int64)
     np.add.at(n_bytes, store.shard_of, of_clips)
     sizes = {number: shard_path(store.folder, number).stat().st_size for number in finished}
@@ -228,11 +239,14 @@ def _faults_of(name: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> 
 def _command(store: FeatureStore, wanted: Wanted) -> str:
     """What makes what the store lacks."""
     encoder = store.stamp.get("encoder") or {}
-    words = [f"manifests=[{','.join(wanted.manifests)}]", f"store={store.folder}"]
-    words += [f"encoder.{key}={encoder[key]}" for key in ("type", "path", "revision")
-              if encoder.get(key)]  # fmt: skip
+    name = store.folder.name
+    words = [f"manifests=[{','.join(wanted.manifests)}]", f"folder={store.folder.parent}"]
+    fields = {key: encoder.get(key) for key in ("type", "path", "revision", "pool")}
     options = encoder.get("options") or {}
-    words += [f"encoder.options.{key}={value}" for key, value in options.items()]
+    fields |= {f"options.{key}": value for key, value in options.items()}
+    fields["dtype"] = store.stamp["dtype"]
+    words += [f"encoders.{name}.{key}={value}" for key, value in fields.items() if value]
+    words.append(f"only=[{name}]")
     return f"`{shlex.join(['python', 'tools/precompute_features.py', *words])}`"
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Need
@@ -23,12 +22,11 @@ from cluster.preflight.weights import (
     local_folder,
     read_json,
 )
-from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
+from paltrain.config.schema import EncoderConfig, EvalConfig, FeaturesConfig, TrainConfig
+from paltrain.data.coverage import coverage
 from paltrain.data.shards import (
     COMPARED,
     COMPARED_OF_ENCODER,
-    finished_shards,
-    read_assignment,
     read_stamp,
     stamp_differences,
 )
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from paltrain.data.index import Corpus
 
 RECORDINGS_LOOKED_FOR = 16
-BYTES_PER_VALUE = 2
 
 
 # ---- features ------------------------------------------------------------------------------------
@@ -49,22 +46,22 @@ def look_at_features(job: Job, chain: Chain, findings: Findings) -> None:
     config = job.config
     assert isinstance(config, FeaturesConfig)
     corpus = findings.attempt(lambda: chain.corpus(config.manifests))
-    stamp = findings.attempt(lambda: encoder_stamp(config.encoder, environment=job.environment))
-    if stamp is not None:
-        findings.good.append(
-            f"encoder {config.encoder.type}: {stamp['frame_rate_hz']:g} frames of width "
-            f"{stamp['width']} a second"
-        )
-        findings.attempt(lambda: _check_claim(Path(config.store), stamp))
-        if config.encoder.path is not None:
-            _look_at_encoder(job, config, chain, findings)
     if corpus is not None:
-        todo = _todo(corpus, Path(config.store))
-        _look_at_recordings(corpus, todo, findings)
-        if stamp is not None:
-            seconds = float(np.asarray(corpus.duration_s)[todo].sum())
-            n_bytes = round(seconds * stamp["frame_rate_hz"] * stamp["width"] * BYTES_PER_VALUE)
-            chain.needs.append(Need(job.name, Path(config.store), n_bytes, "features"))
+        _look_at_recordings(corpus, config, findings)
+    for name, store in config.stores().items():
+        encoder = config.encoders[name]
+        stamp = findings.attempt(partial(encoder_stamp, encoder, environment=job.environment))
+        if stamp is None:
+            continue
+        findings.good.append(
+            f"encoder {name}: {stamp['frame_rate_hz']:g} frames of width {stamp['width']} a second"
+        )
+        findings.attempt(partial(_check_claim, Path(store), stamp))
+        if encoder.path is not None:
+            _look_at_weights(job, encoder, chain, findings)
+        if corpus is not None:
+            n_bytes = coverage(corpus, Path(store)).n_bytes_to_come(stamp)
+            chain.needs.append(Need(job.name, Path(store), n_bytes, f"features of {name}"))
 
 
 def _check_claim(store: Path, stamp: dict[str, Any]) -> None:
@@ -73,7 +70,7 @@ def _check_claim(store: Path, stamp: dict[str, Any]) -> None:
         return
     there = read_stamp(store)
     known = {field: stamp.get(field, there.get(field)) for field in COMPARED}
-    encoder = {field: stamp["encoder"].get(field) for field in COMPARED_OF_ENCODER}
+    encoder = {field: stamp["encoder"].get(field, 1) for field in COMPARED_OF_ENCODER}
     if differences := stamp_differences(there, {**known, "encoder": encoder}):
         raise StoreError(
             f"{store} holds features of another encoder ({'; '.join(differences)}): choose another "
@@ -81,14 +78,14 @@ def _check_claim(store: Path, stamp: dict[str, Any]) -> None:
         )
 
 
-def _look_at_encoder(job: Job, config: FeaturesConfig, chain: Chain, findings: Findings) -> None:
+def _look_at_weights(job: Job, encoder: EncoderConfig, chain: Chain, findings: Findings) -> None:
     def look() -> list[str]:
-        assert config.encoder.path is not None
+        assert encoder.path is not None
         folder = local_folder(
-            config.encoder.path,
-            "encoder.path",
+            encoder.path,
+            "encoders' path",
             environment=job.environment,
-            revision=config.encoder.revision,
+            revision=encoder.revision,
         )
         return list(faults_of_weights(folder))
 
@@ -107,21 +104,14 @@ def has_all_features(config: FeaturesConfig) -> bool:
 
     if not all(Path(path).exists() for path in config.manifests):
         return False
-    return not len(_todo(Corpus.open(config.manifests), Path(config.store)))
+    corpus = Corpus.open(config.manifests)
+    return all(not coverage(corpus, Path(store)).n_missing for store in config.stores().values())
 
 
-def _todo(corpus: Corpus, store: Path) -> NDArray[np.int64]:
-    """Numbers of the clips with a recording whose shard is not whole yet."""
-    finished = set(finished_shards(store)) if store.is_dir() else set()
-    shards = read_assignment(store) if store.is_dir() else []
-    done = {clip for number, clips in enumerate(shards) if number in finished for clip in clips}
-    has_audio = np.flatnonzero(np.asarray(corpus.has_audio))
-    ids = corpus.clip_id_array[has_audio].tolist()
-    return has_audio[[clip not in done for clip in ids]] if ids else has_audio
-
-
-def _look_at_recordings(corpus: Corpus, todo: NDArray[np.int64], findings: Findings) -> None:
+def _look_at_recordings(corpus: Corpus, config: FeaturesConfig, findings: Findings) -> None:
     """A few of the recordings: a file that is missing stops nothing, but a folder that is does."""
+    lacking = [coverage(corpus, Path(store)).missing for store in config.stores().values()]
+    todo = np.unique(np.concatenate(lacking))
     if not len(todo):
         findings.good.append(f"{corpus.n_clips} clips, all recordings have features already")
         return

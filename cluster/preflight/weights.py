@@ -92,27 +92,22 @@ def encoder_stamp(encoder: EncoderConfig, *, environment: Mapping[str, str]) -> 
     if encoder.type != "whisper":
         from paltrain.encoders import build_encoder
 
-        built = build_encoder(
-            encoder.type,
-            path=encoder.path,
-            revision=encoder.revision,
-            options=encoder.options,
-        )
-        return {**built.provenance(), "dtype": "float16"}
+        built = build_encoder(**encoder.arguments())
+        return {**built.provenance(), "dtype": encoder.dtype.value}
     if encoder.path is None:
-        raise ModelError("encoder.path must be said for whisper: a folder or hub name")
+        raise ModelError("the path must be said for whisper: a folder or hub name")
     folder = local_folder(
-        encoder.path, "encoder.path", environment=environment, revision=encoder.revision
+        encoder.path, "encoders' path", environment=environment, revision=encoder.revision
     )
     model = read_json(folder / CONFIG)
     audio = read_json(folder / "preprocessor_config.json")
     rate = int(audio["sampling_rate"])
     return {
-        "encoder": {"type": "whisper", "options": {}},
+        "encoder": {"type": "whisper", "options": encoder.options, "pool": encoder.pool},
         "sample_rate_hz": rate,
-        "frame_rate_hz": model["max_source_positions"] * rate / audio["n_samples"],
+        "frame_rate_hz": model["max_source_positions"] * rate / audio["n_samples"] / encoder.pool,
         "width": model["d_model"],
-        "dtype": "float16",
+        "dtype": encoder.dtype.value,
     }
 
 

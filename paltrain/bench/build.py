@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from paltrain.bench.arms import MAX_TARGETS, N_BEFORE, Workload
 from paltrain.bench.attention import measure_attention
+from paltrain.bench.flops import LLAMA_1B, WHISPER_WIDTH
 from paltrain.bench.record import BenchRow, describe_machine
 from paltrain.bench.step import measure_step, rows_of
 from paltrain.config.load import load_config
@@ -24,18 +25,6 @@ from paltrain.config.schema import FeaturesConfig, TrainConfig
 from paltrain.encoders import build_encoder
 from paltrain.errors import ConfigError
 
-LLAMA_1B: dict[str, Any] = {
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-WHISPER_WIDTH = 1280  # of large-v3's encoder
 GRID = [(512, 108), (128, 108), (1500, 108), (512, 256), (1500, 512)]  # (Na, Nt)
 PAPER_POINT = GRID[0]
 GOALS = {PAPER_POINT: (4.0, 0.30), (1500, 108): (None, 0.22)}  # time ratio, memory ratio
@@ -168,12 +157,10 @@ def _decoder_of(config: Path) -> Any:
 
 
 def _encoder_width(config: Path) -> int:
-    """The width of the encoder in `features.yaml` beside `config`."""
-    encoder = load_config(FeaturesConfig, [config.with_name("features.yaml")], []).encoder
-    built = build_encoder(
-        encoder.type, path=encoder.path, revision=encoder.revision, options=encoder.options
-    )
-    return int(built.width)
+    """The width of the first encoder in `features.yaml` beside `config`."""
+    features = load_config(FeaturesConfig, [config.with_name("features.yaml")], [])
+    encoder = next(iter(features.encoders.values()))
+    return int(build_encoder(**encoder.arguments()).width)
 
 
 def _goals(preset: str, work: Workload) -> tuple[float | None, float | None]:

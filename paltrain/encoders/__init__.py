@@ -23,8 +23,10 @@ def build_encoder(
     path: str | None = None,
     revision: str | None = None,
     options: Mapping[str, Any] | None = None,
+    pool: int = 1,
 ) -> AudioEncoder:
-    """The encoder of a type. path: folder or hub name of its weights; options: of its class.
+    """The encoder of a type. path: folder or hub name of its weights; options: of its class; pool:
+    so many neighbouring frames are averaged into one.
 
     Raises:
         ConfigError: there is no such type, or it does not take these options.
@@ -40,4 +42,8 @@ def build_encoder(
         encoder: AudioEncoder = build(**given, **(options or {}))
     except TypeError as error:
         raise ConfigError(f"encoder '{type}': {error}; see {module}") from error
-    return encoder
+    if pool == 1:
+        return encoder
+    from paltrain.encoders.pooled import PooledEncoder
+
+    return PooledEncoder(encoder, pool)

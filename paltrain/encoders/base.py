@@ -15,6 +15,7 @@ class AudioEncoder(Protocol):
     """Turns recordings into features: some frames a second, each a vector.
 
     sample_rate_hz: of the waveforms it takes. frame_rate_hz: frames a second. width: of a frame.
+    window_s: the longest stretch of sound that it hears at once, None: any; `encode_all` cuts.
     """
 
     @property
@@ -23,9 +24,12 @@ class AudioEncoder(Protocol):
     def frame_rate_hz(self) -> float: ...
     @property
     def width(self) -> int: ...
+    @property
+    def window_s(self) -> float | None: ...
 
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
-        """(n_samples,) each -> (n_frames, width) each, trimmed to the recording's duration.
+        """(n_samples,) each, no longer than a window -> (n_frames, width) each, trimmed to the
+        waveform's duration.
 
         A recording's features do not depend on what it is batched with, but for float rounding.
         """
@@ -38,7 +42,7 @@ class AudioEncoder(Protocol):
     def provenance(self) -> dict[str, Any]:
         """What a feature store is stamped with and compared by.
 
-        encoder: {type, path, revision, options} (what `build_encoder` takes), weight_hash,
+        encoder: {type, path, revision, options, pool} (what `build_encoder` takes), weight_hash,
         sample_rate_hz, frame_rate_hz, width.
         """
         ...

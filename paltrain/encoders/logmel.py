@@ -26,6 +26,7 @@ class LogMelEncoder:
     """See `AudioEncoder`. width is `n_mels`."""
 
     sample_rate_hz = SAMPLE_RATE_HZ
+    window_s: float | None = None
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from paltrain.batch import Batch, BatchBuilder
 from paltrain.encoders import build_encoder
 from paltrain.encoders.audio import load_audio, resample
 from paltrain.encoders.base import AudioEncoder
+from paltrain.encoders.windows import encode_all
 from paltrain.errors import ModelError
 from paltrain.model.configuration import PalConfig
 from paltrain.model.template import ChatTemplate, TemplateFields
@@ -89,7 +90,7 @@ class PalProcessor:
                 waveform = load_audio(recording, sample_rate_hz=encoder.sample_rate_hz)
             else:
                 waveform = resample(*recording, encoder.sample_rate_hz)
-            features[name] = encoder.encode([waveform])[0]
+            features[name] = encode_all(encoder, [waveform])[0]
         return features
 
     def decode(self, token_ids: Sequence[int]) -> str:

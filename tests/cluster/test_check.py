@@ -101,7 +101,8 @@ def write_evaluation(folder: Path, runs: list[Path], **changes: Any) -> Path:
 def write_features(folder: Path, **changes: Any) -> Path:
     config = {
         "manifests": [str(folder / "manifest.jsonl")],
-        "store": str(folder / "made"),
+        "folder": str(folder),
+        "encoders": {"made": {"type": "logmel"}},
         "launch": {"root": str(folder / "runs")},
         **changes,
     }
@@ -522,8 +523,12 @@ def test_features_of_recordings_that_are_not_there_into_the_store_of_another(tmp
     with (tmp_path / "manifest.jsonl").open() as file:
         first = file.readline()
     (tmp_path / "other.jsonl").write_text(first.replace('"s0', '"x0'))
-    features = write_features(tmp_path, store=str(store), manifests=[str(tmp_path / "other.jsonl")])
-    claim, recordings = problems_of(jobs(features))
+    features = write_features(
+        tmp_path,
+        encoders={store.name: {"type": "logmel"}},
+        manifests=[str(tmp_path / "other.jsonl")],
+    )
+    recordings, claim = problems_of(jobs(features))
     assert "holds features of another encoder" in claim
     assert "encoder.type: 'made up' != 'logmel'" in claim
     assert "none of 1 recordings looked for is there" in recordings
@@ -533,12 +538,12 @@ def test_an_encoder_that_does_not_exist_or_is_not_here(tmp_path):
     write_sounds(tmp_path)
     for name in range(24):
         (tmp_path / f"s{name}.flac").touch()
-    typo = write_features(tmp_path, encoder={"type": "logmell"})
+    typo = write_features(tmp_path, encoders={"made": {"type": "logmell"}})
     assert "unknown encoder type 'logmell' (did you mean 'logmel'?)" in only_problem(typo)
-    options = write_features(tmp_path, encoder={"options": {"mels": 3}})
+    options = write_features(tmp_path, encoders={"made": {"options": {"mels": 3}}})
     assert "'mels'" in only_problem(options)
-    absent = write_features(tmp_path, encoder={"type": "whisper", "path": "no/whisper"})
-    assert "encoder.path: no/whisper is neither a folder nor" in only_problem(absent)
+    absent = write_features(tmp_path, encoders={"made": {"type": "whisper", "path": "no/whisper"}})
+    assert "encoders' path: no/whisper is neither a folder nor" in only_problem(absent)
 
 
 def test_an_evaluation_of_a_bare_llm_and_of_a_store_by_another_encoder(tmp_path, llm, trained):

@@ -41,8 +41,8 @@ def test_a_name_in_the_cache_becomes_its_folder_at_that_revision(tmp_path):
     snapshot = str(write_cache(tmp_path / "hub"))
     model = made_local(training(NAME), profile(tmp_path)).model
     assert (model.llm, model.tokenizer) == (snapshot, snapshot)
-    features = FeaturesConfig(manifests=["m"], store="s", encoder=EncoderConfig(path=NAME))
-    assert made_local(features, profile(tmp_path)).encoder.path == snapshot
+    features = FeaturesConfig(manifests=["m"], folder="f", encoders={"e": EncoderConfig(path=NAME)})
+    assert made_local(features, profile(tmp_path)).encoders["e"].path == snapshot
 
 
 def test_what_is_not_there_keeps_its_name(tmp_path):

@@ -216,7 +216,10 @@ def test_any_dataclass_is_a_schema_and_brings_its_own_check(tmp_path):
 
 
 def test_features_have_their_own_schema(tmp_path):
-    file = write(tmp_path / "f.yaml", {"manifests": ["m.jsonl"], "store": "features/x"})
-    config = load_config(FeaturesConfig, [file], ["encoder.options.n_mels=64", "slice=3/64"])
-    assert config.encoder.options == {"n_mels": 64}
+    file = write(
+        tmp_path / "f.yaml", {"manifests": ["m.jsonl"], "folder": "features", "encoders": {"x": {}}}
+    )
+    config = load_config(FeaturesConfig, [file], ["encoders.x.options.n_mels=64", "slice=3/64"])
+    assert config.encoders["x"].options == {"n_mels": 64}
+    assert config.stores() == {"x": "features/x"}
     assert config.slice == "3/64"

@@ -15,13 +15,18 @@ import numpy as np
 import pytest
 import soundfile
 
+from paltrain.data import decoding
+from paltrain.data.coverage import coverage
 from paltrain.data.index import Corpus
+from paltrain.data.makers import PrecomputeReport, Target
 from paltrain.data.manifest import Clip, Question, write_manifest
-from paltrain.data.precompute import PrecomputeReport, precompute
+from paltrain.data.precompute import precompute
 from paltrain.data.shards import FeatureStore
 from paltrain.encoders import build_encoder
-from paltrain.encoders.audio import load_audio
-from paltrain.errors import StoreError
+from paltrain.encoders.audio import load_audio, read_audio
+from paltrain.errors import ConfigError, StoreError
+from tests.whisper import save_tiny_whisper
+from tools import precompute_features
 
 ROOT = Path(__file__).parents[2]
 ASKED = (Question("q", "t", "What?", "a sound"),)
@@ -43,7 +48,8 @@ def make_corpus(folder: Path, n: int = 14) -> Corpus:
 def run(corpus: Corpus, store: Path, *, workers: int = 0, **options: object) -> PrecomputeReport:
     encoder = build_encoder("logmel", options={"n_mels": 8})
     settings = {"clips_per_shard": 4, "batch_clips": 3, "workers": workers, **options}
-    return precompute(corpus, encoder, store, **settings)
+    (report,) = precompute(corpus, [Target(store, [encoder])], **settings)
+    return report
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -110,16 +116,22 @@ def test_another_encoder_is_refused_before_anything_is_written(tmp_path: Path) -
     before = contents(tmp_path / "store")
     other = build_encoder("logmel", options={"n_mels": 9})
     with pytest.raises(StoreError, match="holds features of another encoder.*width: 8 != 9"):
-        precompute(corpus, other, tmp_path / "store", clips_per_shard=4, batch_clips=3, workers=0)
+        precompute(
+            corpus,
+            [Target(tmp_path / "store", [other])],
+            clips_per_shard=4,
+            batch_clips=3,
+            workers=0,
+        )
     assert contents(tmp_path / "store") == before
 
 
 def write_config(folder: Path, clips_per_shard: int) -> list[str]:
     config = folder / "features.yaml"
     config.write_text(
-        f"manifests: ['{folder}/manifest.jsonl']\nstore: '{folder}/store'\n"
-        f"encoder: {{type: logmel, options: {{n_mels: 8}}}}\nclips_per_shard: {clips_per_shard}\n"
-        "workers: 1\nbatch_clips: 3\n"
+        f"manifests: ['{folder}/manifest.jsonl']\nfolder: '{folder}'\n"
+        "encoders: {store: {type: logmel, options: {n_mels: 8}}}\n"
+        f"clips_per_shard: {clips_per_shard}\nworkers: 1\nbatch_clips: 3\n"
     )
     return [sys.executable, str(ROOT / "tools/precompute_features.py"), str(config)]
 
@@ -174,3 +186,170 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_whole_shards(tmp_path: Path)
         "shard-000000.index.npy",
         "shard-000000.tar",
     ]
+
+
+@pytest.fixture(scope="module")
+def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+def test_encoders_share_the_decoding_and_make_what_each_would_alone(
+    tmp_path: Path, whisper_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three encoders, one of another sample rate's worth of frames; recordings are read once."""
+    corpus = make_corpus(tmp_path, 10)
+    encoders = {
+        "mel": build_encoder("logmel", options={"n_mels": 8}),
+        "pooled": build_encoder("logmel", options={"n_mels": 8}, pool=2),
+        "whisper": build_encoder("whisper", path=str(whisper_folder)),
+    }
+    for name, encoder in encoders.items():
+        precompute(
+            corpus, [Target(tmp_path / "alone" / name, [encoder])], clips_per_shard=4,
+            batch_clips=3, workers=0,
+        )  # fmt: skip
+    read: list[Path] = []
+
+    def counting(path: Path) -> tuple[np.ndarray, int]:
+        read.append(path)
+        return read_audio(path)
+
+    monkeypatch.setattr(decoding, "read_audio", counting)
+    targets = [Target(tmp_path / "together" / name, [e]) for name, e in encoders.items()]
+    reports = precompute(corpus, targets, clips_per_shard=4, batch_clips=3, workers=0)
+    assert [report.n_encoded for report in reports] == [10, 10, 10]
+    assert len(read) == 10
+    for name in encoders:
+        assert contents(tmp_path / "together" / name) == contents(tmp_path / "alone" / name)
+
+
+def test_an_encoder_that_comes_later_makes_its_own_store_alone(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 10)
+    old, new = (build_encoder("logmel", options={"n_mels": n}) for n in (8, 9))
+    run(corpus, tmp_path / "old")
+    before = contents(tmp_path / "old")
+    first, second = precompute(
+        corpus,
+        [Target(tmp_path / "old", [old]), Target(tmp_path / "new", [new])],
+        clips_per_shard=4,
+        batch_clips=3,
+        workers=0,
+    )
+    assert (first.n_there_before, first.n_encoded) == (10, 0)
+    assert (second.n_there_before, second.n_encoded) == (0, 10)
+    assert contents(tmp_path / "old") == before
+    assert len(FeatureStore.open(tmp_path / "new")) == 10
+
+
+def test_several_devices_share_the_shards_and_write_the_same_bytes(tmp_path: Path) -> None:
+    """Two encoders on the CPU stand for two GPUs: both must have worked."""
+    corpus = make_corpus(tmp_path, 60)
+    run(corpus, tmp_path / "one")
+    copies = [CountingEncoder(), CountingEncoder()]
+    (report,) = precompute(
+        corpus, [Target(tmp_path / "two", copies)], clips_per_shard=4, batch_clips=3, workers=1
+    )
+    assert report.n_encoded == 60
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert all(encoder.n_batches for encoder in copies)
+    assert sum(encoder.n_batches for encoder in copies) == 15 * 2
+
+
+class CountingEncoder:
+    """The log-mel encoder of `run`, which counts its batches and takes a moment for each."""
+
+    def __init__(self) -> None:
+        self._encoder = build_encoder("logmel", options={"n_mels": 8})
+        self.n_batches = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._encoder, name)
+
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        self.n_batches += 1
+        time.sleep(0.01)
+        return self._encoder.encode(waveforms)
+
+
+class FaultyEncoder(CountingEncoder):
+    """One recording's features overflow float16, as a half-precision encoder's may."""
+
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        features = super().encode(waveforms)
+        for frames, waveform in zip(features, waveforms, strict=True):
+            if len(waveform) > 6000:
+                frames[1, 3] = 1e6
+        return features
+
+
+def test_features_that_cannot_be_stored_set_their_recording_aside(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 6)  # clip 3 has 6400 samples
+    target = Target(tmp_path / "store", [FaultyEncoder()])
+    (report,) = precompute(corpus, [target], clips_per_shard=4, batch_clips=3, workers=0)
+    assert (report.n_encoded, report.n_rejected) == (5, 1)
+    (line,) = (tmp_path / "store" / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["clip"] == "c3"
+    assert "frame 1 holds 1e+06" in json.loads(line)["reason"]
+
+
+class FullEncoder(CountingEncoder):
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        if self.n_batches == 3:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return super().encode(waveforms)
+
+
+def test_a_device_without_room_for_a_batch_says_what_to_lower(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 12)
+    target = Target(tmp_path / "store", [FullEncoder()])
+    with pytest.raises(ConfigError, match="lower batch_clips or batch_audio_s"):
+        precompute(corpus, [target], clips_per_shard=4, batch_clips=3, workers=0)
+    assert len(FeatureStore.open(tmp_path / "store")) == 4
+
+
+def test_int8_features_are_written_and_read(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 5)
+    run(corpus, tmp_path / "exact")
+    encoder = build_encoder("logmel", options={"n_mels": 8})
+    target = Target(tmp_path / "store", [encoder], "int8")
+    precompute(corpus, [target], clips_per_shard=4, batch_clips=3, workers=0)
+    exact, small = FeatureStore.open(tmp_path / "exact"), FeatureStore.open(tmp_path / "store")
+    for number in range(5):
+        a, b = exact.read(f"c{number}").astype(np.float32), small.read(f"c{number}")
+        scale = np.abs(a).max(1, keepdims=True) / 127
+        assert (np.abs(a - b) <= 0.51 * scale + 2e-3).all()
+
+
+def test_status_says_what_is_missing_and_what_it_will_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = make_corpus(tmp_path, 14)
+    config = write_config(tmp_path, clips_per_shard=4)[2]
+    precompute_features.main([config, "--status"])
+    assert "store: 0 of 14 recordings done, 14 missing" in capsys.readouterr().out
+    (tmp_path / "13.flac").unlink()
+    run(corpus, tmp_path / "store", slice_of=(1, 2))  # shards 1 and 3
+    words = [config, "encoders.other={type: whisper, path: no/whisper}", "--status"]
+    precompute_features.main(words)
+    said = capsys.readouterr().out
+    assert "store: 6 of 14 recordings done, 8 missing" in said
+    assert "1 set aside" in said
+    assert "other: 0 of 14 recordings done" in said
+    assert "size unknown: encoders' path: no/whisper is neither a folder" in said
+    assert "GB free" in said
+
+
+def test_the_bytes_to_come_are_those_that_are_written(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 14)
+    stamp = {**build_encoder("logmel").provenance(), "dtype": "float16"}
+    told = coverage(corpus, tmp_path / "store").n_bytes_to_come(stamp)
+    precompute(
+        corpus,
+        [Target(tmp_path / "store", [build_encoder("logmel")])],
+        clips_per_shard=14,
+        batch_clips=3,
+        workers=0,
+    )
+    size = (tmp_path / "store" / "shard-000000.tar").stat().st_size
+    assert told == pytest.approx(size, rel=0.5)  # the clips of a tenth of a second are mostly tar
+    assert coverage(corpus, tmp_path / "store").n_missing == 0

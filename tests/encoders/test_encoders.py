@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from transformers import WhisperFeatureExtractor, WhisperModel
 
 from paltrain.encoders import build_encoder, fbank
+from paltrain.encoders.windows import batches_of_like_length, encode_all
 from paltrain.errors import ConfigError, ModelError
+from tests.whisper import save_tiny_whisper
 
 RNG = np.random.default_rng(0)
 FBANK = {
@@ -83,27 +85,7 @@ def test_logmel_trims_to_the_duration_and_does_not_depend_on_the_batch(duration_
 
 @pytest.fixture(scope="module")
 def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    config = WhisperConfig(
-        d_model=16,
-        encoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_layers=1,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        vocab_size=50,
-        num_mel_bins=20,
-        max_source_positions=100,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-    )
-    WhisperModel(config).save_pretrained(folder)
-    WhisperFeatureExtractor(feature_size=20, chunk_length=2).save_pretrained(folder)
-    return folder
+    return save_tiny_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 def test_whisper_equals_transformers_and_is_trimmed(whisper_folder: Path) -> None:
@@ -120,13 +102,59 @@ def test_whisper_equals_transformers_and_is_trimmed(whisper_folder: Path) -> Non
     np.testing.assert_allclose(second, expected[1], atol=1e-6)
 
 
-def test_whisper_hears_a_long_recording_window_by_window(whisper_folder: Path) -> None:
+def test_a_long_recording_is_heard_window_by_window(whisper_folder: Path) -> None:
     encoder = build_encoder("whisper", path=str(whisper_folder))
-    waveform = noise(5.0)
-    (long,) = encoder.encode([waveform])
+    waveform, short = noise(5.0), noise(0.7)
+    batches: list[float] = []
+    long, other = encode_all(encoder, [waveform, short], batch_clips=3, on_batch=batches.append)
     windows = encoder.encode([waveform[:32_000], waveform[32_000:64_000], waveform[64_000:]])
     assert long.shape == (250, 16)
     np.testing.assert_allclose(long, np.concatenate(windows), atol=1e-6)
+    np.testing.assert_allclose(other, encoder.encode([short])[0], atol=1e-6)
+    assert batches == pytest.approx([0.7 + 1 + 2, 2])
+
+
+def test_batches_keep_to_both_limits_and_are_of_like_length() -> None:
+    lengths = [5, 1, 9, 2, 30, 2, 9]
+    batches = list(batches_of_like_length(lengths, batch_clips=3, batch_samples=20))
+    assert [[lengths[place] for place in batch] for batch in batches] == [
+        [1, 2, 2],
+        [5, 9],
+        [9],
+        [30],
+    ]
+
+
+@pytest.mark.parametrize("pool", [2, 4])
+def test_pooled_frames_are_means_of_neighbours(whisper_folder: Path, pool: int) -> None:
+    for fields in (
+        {"type": "logmel", "options": {"n_mels": 16}},
+        {"type": "whisper", "path": str(whisper_folder)},
+    ):
+        encoder, pooled = build_encoder(**fields), build_encoder(**fields, pool=pool)
+        assert pooled.frame_rate_hz == encoder.frame_rate_hz / pool
+        waveform = noise(1.3)  # 65 frames
+        (frames,), (few,) = encoder.encode([waveform]), pooled.encode([waveform])
+        assert few.shape == (-(-65 // pool), encoder.width)
+        np.testing.assert_allclose(few[3], frames[3 * pool : 4 * pool].mean(0), atol=1e-5)
+        np.testing.assert_allclose(few[-1], frames[-1], atol=1e-5)
+        assert build_encoder(**pooled.provenance()["encoder"]).provenance() == pooled.provenance()
+
+
+def test_a_pool_that_does_not_divide_a_window_is_refused(whisper_folder: Path) -> None:
+    with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 100 frames a window"):
+        build_encoder("whisper", path=str(whisper_folder), pool=3)
+
+
+def test_whisper_in_half_precision_is_near_and_stamped(whisper_folder: Path) -> None:
+    encoder = build_encoder("whisper", path=str(whisper_folder))
+    options = {"compute_dtype": "bfloat16"}
+    half = build_encoder("whisper", path=str(whisper_folder), options=options)
+    waveform = noise(1.0)
+    np.testing.assert_allclose(half.encode([waveform])[0], encoder.encode([waveform])[0], atol=0.1)
+    assert half.provenance()["encoder"]["options"] == options
+    with pytest.raises(ConfigError, match="unknown compute_dtype 'int4'"):
+        build_encoder("whisper", path=str(whisper_folder), options={"compute_dtype": "int4"})
 
 
 def test_an_encoder_is_rebuilt_from_its_provenance(whisper_folder: Path) -> None:

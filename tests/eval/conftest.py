@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paltrain.data.index import Corpus
+from paltrain.data.makers import Target
 from paltrain.data.precompute import precompute
 from paltrain.data.soundscapes.dataset import write_soundscapes
 from paltrain.encoders import build_encoder
@@ -22,7 +23,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = write_soundscapes(folder / "scenes", n_scenes=N_SCENES, seed=0, workers=1)
     corpus = Corpus.open([written.manifest])
     encoder = build_encoder("logmel", options={"n_mels": 8})
-    precompute(corpus, encoder, folder / "features", clips_per_shard=16, batch_clips=8, workers=0)
+    targets = [Target(folder / "features", [encoder])]
+    precompute(corpus, targets, clips_per_shard=16, batch_clips=8, workers=0)
     texts = [q.instruction + q.answer for n in range(N_SCENES) for q in corpus.clip(n).questions]
     export_tiny_model(folder / "run" / "model", encoder, texts)
     return folder

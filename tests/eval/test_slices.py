@@ -169,7 +169,7 @@ def test_sigterm_loses_at_most_a_batch(
         "batch_questions: 8\nmax_new_tokens: 12\n"
     )
     words = [str(file), "--with-control", "--device", "cpu"]
-    status = ["--status", str(tmp_path / "status.json")]
+    status = ["--heartbeat", str(tmp_path / "status.json")]
     assert len(answers(whole[1].folders[0])) == 32
     n_mine = 14  # of the 32
     with monkeypatch.context() as patched:

@@ -32,8 +32,8 @@ def config(tmp_path):
         yaml.safe_dump(
             {
                 "manifests": [str(tmp_path / "manifest.jsonl")],
-                "store": str(tmp_path / "store"),
-                "encoder": {"type": "logmel"},
+                "folder": str(tmp_path),
+                "encoders": {"store": {"type": "logmel"}},
                 "clips_per_shard": 2,
                 "workers": 0,
                 "launch": {

@@ -1,0 +1,73 @@
+"""Recordings decoded in worker processes, ahead of what encodes them.
+
+A work is some recordings and the shards, one of each store, that they become; stores that lack the
+same clips share the decoding. A recording is decoded once and resampled to every rate asked for.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+
+from paltrain.encoders.audio import Waveform, read_audio, resample
+from paltrain.errors import AudioError
+
+DECODED_PER_TASK = 16  # recordings a worker decodes at a time
+WORKS_AHEAD = 2
+
+Recording = tuple[str, Path]  # clip id, file
+Decoded = Mapping[int, Waveform] | str  # by sample rate, or why there is none
+
+
+@dataclass
+class Work:
+    """Recordings that are decoded together. shards: (number of the store, of its shard)."""
+
+    recordings: Sequence[Recording]
+    shards: list[tuple[int, int]] = field(default_factory=list)
+
+
+def decode_ahead(
+    works: Sequence[Work], rates_hz: Sequence[int], workers: int
+) -> Generator[tuple[Work, list[Decoded]], None, None]:
+    """Each work decoded, the next two under way; workers = 0: in this process."""
+    decode = partial(_decode, rates_hz)
+    if workers == 0:
+        for work in works:
+            yield work, decode([path for _, path in work.recordings])
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    under_way: deque[tuple[Work, list[Future[list[Decoded]]]]] = deque()
+    try:
+        for work in works:
+            paths = [path for _, path in work.recordings]
+            firsts = range(0, len(paths), DECODED_PER_TASK)
+            parts = [pool.submit(decode, paths[at : at + DECODED_PER_TASK]) for at in firsts]
+            under_way.append((work, parts))
+            if len(under_way) > WORKS_AHEAD:
+                yield _result(*under_way.popleft())
+        while under_way:
+            yield _result(*under_way.popleft())
+    finally:  # on a signal, too: what nobody will encode is not decoded
+        pool.shutdown(cancel_futures=True)
+
+
+def _result(work: Work, parts: Sequence[Future[list[Decoded]]]) -> tuple[Work, list[Decoded]]:
+    return work, list(chain.from_iterable(part.result() for part in parts))
+
+
+def _decode(rates_hz: Sequence[int], paths: Sequence[Path]) -> list[Decoded]:
+    decoded: list[Decoded] = []
+    for path in paths:
+        try:
+            waveform, rate = read_audio(path)
+            decoded.append({hz: resample(waveform, rate, hz) for hz in rates_hz})
+        except AudioError as error:
+            decoded.append(str(error))
+    return decoded
