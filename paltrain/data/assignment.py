@@ -2,64 +2,122 @@
 
 It is recorded before anything is encoded (`shards.jsonl`) and depends on the manifests alone, never
 on how many workers make the shards. Clips that come later get new shards, so what is there is never
-rewritten. Shard k is made by slice k modulo n:
+rewritten. Of recordings with the same bytes one gets a place (see `duplicates`). Shard k is made by
+slice k modulo n:
 
     shard      0  1  2  3  4  5  6
     slice/3    0  1  2  0  1  2  0
+
+Cost: linear in the clips, those recorded and those asked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from paltrain.data.duplicates import by_stored_clip, read_duplicates, write_duplicates
 from paltrain.data.index import Corpus
-from paltrain.data.shards import finished_shards, read_assignment
+from paltrain.data.shards import ShardLine, finished_shards, read_shard_lines
 from paltrain.files import locked, write_atomically
 from paltrain.log import get_logger
 from paltrain.slices import Slice
 
 log = get_logger(__name__)
 
+Contents = Mapping[str, str | None]  # by clip id, in order: the recording's content, if it is known
 
-def assign_shards(
-    folder: Path, clip_ids: Sequence[str], *, clips_per_shard: int
-) -> list[list[str]]:
-    """The clip ids of every shard, those recorded and new ones for clips that have none yet.
+
+@dataclass
+class Assignment:
+    """What a store records of its clips, and what some clips add to that.
+
+    lines: of shards.jsonl. duplicates: by clip, the clip that it is stored as. changed: clips
+    recorded with another content. is_new: whether anything is added.
+    """
+
+    lines: list[ShardLine]
+    duplicates: dict[str, str]
+    changed: list[str] = field(default_factory=list)
+    is_new: bool = False
+
+    @property
+    def shards(self) -> list[list[str]]:
+        """The clip ids of every shard."""
+        return [line["clips"] for line in self.lines]
+
+    def add(self, clips: Contents, *, clips_per_shard: int) -> None:
+        """A place, or a stored clip of the same content, for each clip that has neither."""
+        recorded = {
+            clip: content
+            for line in self.lines
+            for clip, content in zip(line["clips"], _contents_of(line), strict=True)
+        }
+        stored_as = {content: clip for clip, content in recorded.items() if content}
+        new = []
+        for clip, content in clips.items():
+            stored = self.duplicates.get(clip, clip)
+            if stored in recorded:
+                if content and recorded[stored] not in (None, content):
+                    self.changed.append(clip)
+            elif content and stored_as.setdefault(content, clip) != clip:
+                self.duplicates[clip] = stored_as[content]
+                self.is_new = True
+            else:
+                self.duplicates.pop(clip, None)  # of a clip that no shard is for
+                new.append(clip)
+        for at in range(0, len(new), clips_per_shard):
+            self._add_shard({clip: clips[clip] for clip in new[at : at + clips_per_shard]})
+
+    def _add_shard(self, clips: Contents) -> None:
+        line: ShardLine = {"shard": len(self.lines), "clips": list(clips)}
+        if any(clips.values()):
+            line["contents"] = list(clips.values())
+        self.lines.append(line)
+        self.is_new = True
+
+
+def assignment_of(folder: Path, corpus: Corpus, *, clips_per_shard: int) -> Assignment:
+    """What the store records, and what the corpus would add; nothing is written."""
+    return _extended(folder, _contents(corpus), clips_per_shard=clips_per_shard)
+
+
+def assign_corpus(
+    folder: Path, corpus: Corpus, *, clips_per_shard: int
+) -> tuple[list[list[str]], dict[str, int]]:
+    """The clip ids of every shard, recorded and new ones for clips that have none yet; and the
+    corpus's recordings by the ids that they are stored under, each with the number of its clip.
 
     Commands with different manifests may call it at the same time: each adds to what is there.
     """
-    recorded = read_assignment(folder)
-    if not new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard):
-        return recorded
-    with locked(folder):
-        recorded = read_assignment(folder)
-        shards = recorded + new_shards(recorded, clip_ids, clips_per_shard=clips_per_shard)
-        if len(shards) > len(recorded):
-            lines = [
-                json.dumps({"shard": number, "clips": clips}) for number, clips in enumerate(shards)
-            ]
-            write_atomically(folder / "shards.jsonl", "\n".join(lines) + "\n")
-    return shards
+    shards = assign_shards(folder, _contents(corpus), clips_per_shard=clips_per_shard)
+    return shards, by_stored_clip(clips_with_audio(corpus), read_duplicates(folder))
 
 
-def new_shards(
-    recorded: Sequence[Sequence[str]], clip_ids: Sequence[str], *, clips_per_shard: int
+def assign_shards(
+    folder: Path, clips: Sequence[str] | Contents, *, clips_per_shard: int
 ) -> list[list[str]]:
-    """Shards for the clips that no recorded shard is for."""
-    known = {clip_id for shard in recorded for clip_id in shard}
-    new = [clip_id for clip_id in clip_ids if clip_id not in known]
-    return [new[at : at + clips_per_shard] for at in range(0, len(new), clips_per_shard)]
+    """The same of clips by their ids. Of those with the same content one gets a place, the others a
+    line in duplicates.jsonl."""
+    contents = clips if isinstance(clips, Mapping) else dict.fromkeys(clips)
+    assignment = _extended(folder, contents, clips_per_shard=clips_per_shard)
+    if assignment.is_new:
+        with locked(folder):
+            assignment = _extended(folder, contents, clips_per_shard=clips_per_shard)
+            if assignment.is_new:
+                _write(folder, assignment)
+    _warn_of_changed(folder, assignment.changed)
+    return assignment.shards
 
 
 def clips_with_audio(corpus: Corpus) -> dict[str, int]:
     """The clips of the corpus that have a recording: their numbers by id, in order."""
-    return {
-        str(clip_id): number
-        for number, clip_id in enumerate(corpus.clip_id_array)
-        if corpus.has_audio[number]
-    }
+    has_audio = np.flatnonzero(corpus.has_audio)
+    return dict(zip(corpus.clip_id_array[has_audio].tolist(), has_audio.tolist(), strict=True))
 
 
 def shards_of_slice(
@@ -93,3 +151,39 @@ def unfinished(
                 others,
             )
     return todo
+
+
+def _extended(folder: Path, clips: Contents, *, clips_per_shard: int) -> Assignment:
+    assignment = Assignment(read_shard_lines(folder), read_duplicates(folder))
+    assignment.add(clips, clips_per_shard=clips_per_shard)
+    return assignment
+
+
+def _contents(corpus: Corpus) -> dict[str, str | None]:
+    """The corpus's recordings, contents as in a manifest's text."""
+    contents = np.asarray(corpus.content)[np.asarray(corpus.has_audio)].tolist()
+    known = [f"{content:016x}" if content else None for content in contents]
+    return dict(zip(clips_with_audio(corpus), known, strict=True))
+
+
+def _contents_of(line: ShardLine) -> Sequence[str | None]:
+    return line.get("contents") or [None] * len(line["clips"])
+
+
+def _write(folder: Path, assignment: Assignment) -> None:
+    """A kill in between leaves clips without a place that the next call finds to be duplicates."""
+    text = "".join(json.dumps(line) + "\n" for line in assignment.lines)
+    write_atomically(folder / "shards.jsonl", text)
+    if assignment.duplicates != read_duplicates(folder):
+        write_duplicates(folder, assignment.duplicates)
+
+
+def _warn_of_changed(folder: Path, clips: Sequence[str]) -> None:
+    if clips:
+        log.warning(
+            "the recordings of %d clips are others than when %s was given them (%s, ...), and keep "
+            "the features of the old ones: give them other ids, or name another store",
+            len(clips),
+            folder,
+            clips[0],
+        )

@@ -5,16 +5,23 @@ Shards need no joining, so slices may have been of any number. No encoder is loa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from paltrain.data.assignment import clips_with_audio, new_shards, shards_of_slice, unfinished
+from paltrain.data.assignment import (
+    assign_corpus,
+    assignment_of,
+    clips_with_audio,
+    shards_of_slice,
+    unfinished,
+)
+from paltrain.data.duplicates import by_stored_clip
 from paltrain.data.index import Corpus
 from paltrain.data.rejected import join_rejected
-from paltrain.data.shards import FeatureStore, finished_shards, read_assignment, read_stamp
+from paltrain.data.shards import FeatureStore, finished_shards, read_stamp
 from paltrain.errors import StoreError
 from paltrain.log import get_logger
 from paltrain.slices import EVERYTHING, Lack, incomplete
@@ -24,12 +31,14 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class MergeReport:
-    """Of the corpus: recordings, those with features, those set aside. n_shards: of the store."""
+    """Of the corpus: recordings, those with features, those set aside, those that are the same as
+    another and counted among the others, too. n_shards: of the store."""
 
     n_clips: int
     n_encoded: int
     n_rejected: int
     n_shards: int
+    n_duplicates: int = 0
 
 
 def merge_features(
@@ -50,20 +59,29 @@ def merge_features(
         StoreError: it is a store of another encoder, or a shard has lost its index.
     """
     _check_encoder(folder, encoder_type)
-    clips = clips_with_audio(corpus)
-    recorded = read_assignment(folder)
-    shards = recorded + new_shards(recorded, list(clips), clips_per_shard=clips_per_shard)
-    if lacks := _lacks(folder, shards, clips, n_slices):
+    assignment = assignment_of(folder, corpus, clips_per_shard=clips_per_shard)
+    stored = by_stored_clip(clips_with_audio(corpus), assignment.duplicates)
+    if lacks := _lacks(folder, assignment.shards, stored, n_slices):
         raise incomplete(lacks, n_slices=n_slices, what="shards", command=command)
-    rejected = join_rejected(folder, shards)
-    store = FeatureStore.open(folder)
-    absent = [clip for clip, row in zip(clips, store.rows_of(list(clips)), strict=True) if row < 0]
-    _warn_of_lost([clip for clip in absent if clip not in rejected])
+    if assignment.is_new:  # duplicates that came since
+        assign_corpus(folder, corpus, clips_per_shard=clips_per_shard)
+    rejected = join_rejected(folder, assignment.shards)
+    return _report(corpus, FeatureStore.open(folder), rejected)
+
+
+def _report(corpus: Corpus, store: FeatureStore, rejected: Container[str]) -> MergeReport:
+    """Warns of recordings that are neither in the store nor rejected."""
+    clips = list(clips_with_audio(corpus))
+    rows = store.rows_of(clips)
+    absent = [clip for clip, row in zip(clips, rows.tolist(), strict=True) if row < 0]
+    lost = [clip for clip in absent if store.duplicates.get(clip, clip) not in rejected]
+    _warn_of_lost(lost)
     return MergeReport(
         n_clips=len(clips),
         n_encoded=len(clips) - len(absent),
-        n_rejected=sum(clip in rejected for clip in absent),
-        n_shards=len(finished_shards(folder)),
+        n_rejected=len(absent) - len(lost),
+        n_shards=len(finished_shards(store.folder)),
+        n_duplicates=sum(clip in store.duplicates for clip in clips),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
+from paltrain.data.duplicates import read_duplicates
 from paltrain.files import locked, write_atomically
 from paltrain.slices import EVERYTHING, Slice
 
@@ -30,6 +31,13 @@ def read_rejected(file: Path) -> dict[str, str]:
         return {}
     lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     return {json.loads(line)["clip"]: line for line in lines}
+
+
+def rejected_clips(folder: Path) -> set[str]:
+    """The clips of every list in a store, and those of the same recordings (`duplicates`)."""
+    listed = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+    duplicates = read_duplicates(folder).items()
+    return listed | {clip for clip, same_as in duplicates if same_as in listed}
 
 
 def add_rejected(file: Path, lines: Mapping[str, str]) -> None:
