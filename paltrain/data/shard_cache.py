@@ -164,27 +164,33 @@ class ShardCache:
         return True
 
     def _reserve(self, part: BinaryIO, n_bytes: int) -> bool:
-        """Give the file its size, others making way; False: what is there is in use."""
+        """Give the file its size, old copies making way; False: what is there is in use."""
         with locked(self._folder):
-            used = 0
-            copies = []
-            for entry in list(self._folder.iterdir()):
-                with suppress(FileNotFoundError):  # renamed just now
-                    if not OURS.fullmatch(entry.name) or _was_abandoned(entry):
-                        continue
-                    seen = entry.stat()
-                    used += seen.st_size
-                    if entry.suffix == ".tar":
-                        copies.append((seen.st_mtime, seen.st_size, entry))
-            used_lately = time.time() - KEEP_S
+            used, copies = self._contents()
+            unused_since = time.time() - KEEP_S
+            give_way = []
             for used_at, size, copy in sorted(copies):
-                if used + n_bytes > self._limit and used_at < used_lately:
-                    copy.unlink(missing_ok=True)
+                if used + n_bytes > self._limit and used_at < unused_since:
+                    give_way.append(copy)
                     used -= size
             if used + n_bytes > self._limit:
                 return False
+            for copy in give_way:
+                copy.unlink(missing_ok=True)
             os.posix_fallocate(part.fileno(), 0, n_bytes)
-            return True
+        return True
+
+    def _contents(self) -> tuple[int, list[tuple[float, int, Path]]]:
+        """Bytes of all copies, whole and under way; of the whole ones last use, bytes and path."""
+        used, copies = 0, []
+        for kind in ("*.part", "*.tar"):  # in this order what becomes whole now is not missed
+            for path in self._folder.glob(kind):
+                if OURS.fullmatch(path.name) and not _was_abandoned(path):
+                    with suppress(FileNotFoundError):  # whole just now, or dropped
+                        seen = path.stat()
+                        used += seen.st_size
+                        copies.append((seen.st_mtime, seen.st_size, path))
+        return used, [copy for copy in copies if copy[2].suffix == ".tar"]
 
     def _fill(self, part: BinaryIO, original: BinaryIO) -> int:
         """Copy what the original holds; bytes copied, fewer if it cannot be read or at `close`."""
@@ -228,14 +234,16 @@ def _was_abandoned(entry: Path) -> bool:
     """Whether it was the part of a process that is no more; it is removed then."""
     if entry.suffix != ".part":
         return False
-    with open(entry, "rb") as file:
-        try:
+    try:
+        with open(entry, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        if _is_at(entry, file):
-            entry.unlink()
+            if _is_at(entry, file):
+                entry.unlink()
+    except FileNotFoundError:  # whole just now
         return True
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_at(path: Path, file: BinaryIO) -> bool:
