@@ -135,7 +135,7 @@ def _check_duplicates(
         assigned = {clip for clips in assignment for clip in clips}
         strays = [clip for clip, same_as in duplicates.items() if same_as not in assigned]
         if strays:
-            yield Finding(file, f"{_named(strays)} are said to be what no shard is for", remedy)
+            yield Finding(file, f"names for {_named(strays)} a clip that no shard is for", remedy)
 
 
 def _check_stamp(folder: Path) -> tuple[list[Finding], Expected]:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from paltrain.data.assignment import assign_shards
 from paltrain.data.coverage import coverage
 from paltrain.data.duplicates import read_duplicates, warn_of_leaks
 from paltrain.data.importers.recordings import content_of
@@ -27,7 +26,6 @@ from paltrain.data.shards import FeatureStore, read_assignment, read_shard_lines
 from paltrain.data.verify import verify_store
 from paltrain.errors import IncompleteError, StoreError
 from tests.data.test_precompute import contents, run
-from tests.data.test_shards import race
 
 ASKED = (Question("q", "t", "What?", "a sound"),)
 SHARED = {"caps/1": 2, "caps/2": 5, "caps/3": 2}  # which sound of the first manifest it is
@@ -216,27 +214,6 @@ def test_duplicates_of_a_rejected_recording_are_rejected_with_it(tmp_path: Path)
     assert verify_store(store) == []
 
 
-def test_commands_with_manifests_that_share_recordings_may_run_at_the_same_time(
-    tmp_path: Path,
-) -> None:
-    assign_shards(tmp_path, ["a"], clips_per_shard=1)
-    race([partial(_assign_shared, tmp_path, name) for name in "bcd"], tmp_path / "meet")
-    duplicates, clips = read_duplicates(tmp_path), stored(tmp_path)
-    assert len(clips) == len(set(clips)) == 1 + 40
-    assert len(duplicates) == 80
-    assert not set(clips) & set(duplicates)
-    assert all(clip[1:] == same_as[1:] for clip, same_as in duplicates.items())
-    assert set(duplicates.values()) <= set(clips)
-
-
-def _assign_shared(folder: Path, name: str) -> list[int]:
-    """Forty recordings that every process has under names of its own."""
-    return [
-        len(assign_shards(folder, {f"{name}{n}": f"{n + 1:016x}"}, clips_per_shard=1))
-        for n in range(40)
-    ]
-
-
 def test_a_kill_between_the_two_records_is_mended_by_the_next_call(
     tmp_path: Path, whole: Path, shared: Path
 ) -> None:
@@ -270,7 +247,7 @@ def test_a_duplicate_of_what_no_shard_is_for_is_found_and_given_a_place(
     file.write_text(text.replace('"set/5"', '"set/50"'))
     (finding,) = verify_store(store)
     assert str(finding).startswith(
-        "duplicates.jsonl: clip 'caps/2' are said to be what no shard is for; remove those lines"
+        "duplicates.jsonl: names for clip 'caps/2' a clip that no shard is for; remove those lines"
     )
     run(Corpus.open([shared]), store)
     assert verify_store(store) == []

@@ -18,6 +18,7 @@ import pytest
 import webdataset
 
 from paltrain.data.assignment import assign_shards
+from paltrain.data.duplicates import read_duplicates
 from paltrain.data.shard_writer import claim_store, write_shard
 from paltrain.data.shards import FeatureStore, read_assignment, shard_index_path, shard_path
 from paltrain.errors import StoreError
@@ -272,6 +273,20 @@ def test_commands_with_different_manifests_lose_none_of_each_others_clips(tmp_pa
     assert len(shards) == 1 + 3 * 40
 
 
+def test_commands_with_manifests_that_share_recordings_give_each_one_place(
+    tmp_path: Path,
+) -> None:
+    assign_shards(tmp_path, ["a"], clips_per_shard=1)
+    race([partial(_assign_shared, tmp_path, name) for name in "bcd"], tmp_path / "meet")
+    duplicates = read_duplicates(tmp_path)
+    clips = [clip for shard in read_assignment(tmp_path) for clip in shard]
+    assert len(clips) == len(set(clips)) == 1 + 40
+    assert len(duplicates) == 80
+    assert not set(clips) & set(duplicates)
+    assert all(clip[1:] == same_as[1:] for clip, same_as in duplicates.items())
+    assert set(duplicates.values()) <= set(clips)
+
+
 def test_of_two_encoders_that_claim_a_store_at_once_one_gets_it(tmp_path: Path) -> None:
     outcomes = race([partial(_claim_many, tmp_path, width) for width in (1, 2)], tmp_path / "meet")
     assert sorted(a + b for a, b in zip(*outcomes, strict=True)) == [1] * N_STORES
@@ -294,6 +309,14 @@ def _when_all_are_there(meet: Path, n: int, job: Callable[[], list[int]]) -> lis
 
 def _assign_many(folder: Path, name: str) -> list[int]:
     return [len(assign_shards(folder, [f"{name}{n}"], clips_per_shard=1)) for n in range(40)]
+
+
+def _assign_shared(folder: Path, name: str) -> list[int]:
+    """Forty recordings that every process has under names of its own."""
+    return [
+        len(assign_shards(folder, {f"{name}{n}": f"{n + 1:016x}"}, clips_per_shard=1))
+        for n in range(40)
+    ]
 
 
 def _claim_many(folder: Path, width: int) -> list[int]:
