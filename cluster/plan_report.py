@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from cluster.preflight.weights import CONFIG, local_folder, read_json
 from paltrain.config.schema import TrainConfig
 from paltrain.data.build import DataPlan, build_plan
 from paltrain.data.mixture import PartShare
+from paltrain.data.packing import CostModel
 from paltrain.data.summary import PlanSummary, plan_summary
 from paltrain.errors import PaltrainError
 from paltrain.run_folder import RunFolder, find_init_folder
@@ -56,11 +58,18 @@ def plan_lines(config: TrainConfig, *, world_size: int, earlier: Sequence[str]) 
         lengths = _lengths(config, corpus, earlier, hears=bool(config.model.streams))
     except Unknown as error:
         why_no_lengths = f"unknown: {error}"
+    cost, why_guessed = None, ""
     try:
-        plan = known(lambda: _plan(config, corpus, stores, lengths))
+        cost = _cost(config, stores, earlier)
+    except Unknown as error:
+        why_guessed = f"guessed: {error}"
+    try:
+        plan = known(lambda: _plan(config, corpus, stores, lengths, cost))
         summary = plan_summary(plan, world_size=world_size, audio_known=not missing)
         audio_reason = "; ".join(missing.values()) or why_no_lengths
         yield from _plan_lines(config, summary, why_no_lengths, audio_reason)
+        if why_guessed and summary.imbalance is not None:
+            yield line("  cost of a visit", why_guessed)
     except Unknown as error:
         yield line("step plan", f"unknown: {error}")
     yield line("shard audit", "" if config.model.streams else "no streams: text only")
@@ -119,6 +128,7 @@ def _plan(
     corpus: Corpus,
     stores: dict[str, FeatureStore],
     lengths: LengthTable | None,
+    cost: CostModel | None,
 ) -> DataPlan:
     from paltrain.model.build import audio_token_counts
 
@@ -129,7 +139,39 @@ def _plan(
         lengths=lengths,
         audio_tokens=audio_token_counts(config),
         seed=config.run.seed,
+        cost=cost,
     )
+
+
+def _cost(
+    config: TrainConfig, stores: dict[str, FeatureStore], earlier: Sequence[str]
+) -> CostModel:
+    """What the run's LLM makes of text and audio, by its sizes."""
+    from paltrain.model.build import stream_spec
+    from paltrain.model.cost import visit_costs
+
+    fields = _llm_fields(config, earlier)
+    specs = {
+        name: stream_spec(config.model.streams[name], store.stamp) for name, store in stores.items()
+    }
+    return known(lambda: CostModel.of(visit_costs(fields, specs)))
+
+
+def _llm_fields(config: TrainConfig, earlier: Sequence[str]) -> dict[str, Any]:
+    """The LLM's configuration."""
+    start = config.stage.init_from
+    before = RunFolder(Path(config.run.root) / (start or ""))
+    if start in earlier and not before.is_finished:
+        raise Unknown(f"the model comes from the run {start}")
+    folder = known(lambda: find_init_folder(config))
+    llm = config.model.llm
+    if folder is None and llm is None:
+        n_tokens = config.model.tokenizer_vocab_size or 1  # the head is a small part of the cost
+        return {"vocab_size": n_tokens, **(config.model.architecture or {})}
+    if folder is None:
+        folder = known(lambda: local_folder(str(llm), "model.llm", environment={}))
+    fields = known(lambda: read_json(folder / CONFIG))
+    return dict(fields.get("llm_config", fields))
 
 
 def _plan_lines(

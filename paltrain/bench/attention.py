@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from paltrain.bench.arms import STREAM, Workload, build_batch
-from paltrain.bench.flops import DecoderShape
 from paltrain.bench.record import BenchRow
 from paltrain.model.attention import varlen_attention
+from paltrain.model.cost import DecoderShape
 from paltrain.model.lal import DevicePlan
 from paltrain.model.layout import Layout
 

@@ -80,7 +80,7 @@ def make_manifest_index(path: Path, work: PlanWork) -> Path:
         "clip_dataset": np.zeros(work.n_clips, np.int16),
         "content": np.arange(1, work.n_clips + 1, dtype=np.uint64),
         "has_audio": np.ones(work.n_clips, bool),
-        "duration_s": arrays.sizes.clip_audio.astype(np.float32) / 25,
+        "duration_s": arrays.sizes.clips["audio"].astype(np.float32) / 25,
         "first_question": arrays.sizes.first_question,
         "question_task": (arrays.questions % 8).astype(np.int16),
     }

@@ -17,19 +17,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paltrain.bench.flops import LLAMA_1B, WHISPER_WIDTH
 from paltrain.bench.record import BenchRow
 from paltrain.bench.timing import Times, times_of
 from paltrain.data.lengths import COLUMNS
-from paltrain.data.order import VisitOrder
+from paltrain.data.order import Int64Array, VisitOrder
 from paltrain.data.packing import CostModel, balance, deal
-from paltrain.data.plan import DataState, Planner, QuestionSizes, questions_that_fit, step_bounds
+from paltrain.data.plan import DataState, Planner, questions_that_fit, step_bounds
+from paltrain.data.sizes import QuestionSizes, StreamCost, VisitSizes, clip_sizes
+from paltrain.model.cost import visit_costs
 
 MB = 1e6
 QUESTIONS_PER_VISIT = 4
 BATCH_QUESTIONS = 256
 WINDOW_SHARDS = 16
 TEXT_BUDGET, AUDIO_BUDGET = 4096, 32768
-COST = CostModel(text=1.0, audio=0.25, pair=1e-4)
+STREAM = "audio"
 FIXED_AUDIO = 250  # tokens of ten seconds at 25 a second
 FINGERPRINT = "synthetic:0"
 
@@ -58,7 +61,7 @@ class Arrays:
     @property
     def n_bytes(self) -> int:
         """Without the length table."""
-        sizes = (self.sizes.first_question, self.sizes.clip_audio)
+        sizes = (self.sizes.first_question, self.sizes.clips)
         own = (self.questions, self.clip_start, self.shard)
         return sum(array.nbytes for array in (*sizes, *own))
 
@@ -74,9 +77,10 @@ def synthetic_arrays(work: PlanWork) -> Arrays:
     rows["branch"] = generator.integers(20, 120, work.n_questions)
     rows["target"] = generator.integers(1, 20, work.n_questions)
     rows["trunk_key"] = 1
-    audio = variable_audio(work.n_clips, generator).astype(np.int32)
+    audio = variable_audio(work.n_clips, generator)
+    clips = clip_sizes(work.n_clips, [(audio, audio, COST.streams[STREAM])])
     return Arrays(
-        QuestionSizes(rows, first, audio),
+        QuestionSizes(rows, first, clips),
         np.arange(work.n_questions, dtype=np.int32),
         first.astype(np.int32),
         (np.arange(work.n_clips) // work.clips_per_shard).astype(np.int32),
@@ -99,8 +103,26 @@ def long_tailed_audio(n: int, generator: np.random.Generator) -> NDArray[np.int6
     return np.asarray(25 * seconds, np.int64)
 
 
-LENGTHS = {"fixed": fixed_audio, "variable": variable_audio, "long_tail": long_tailed_audio}
-COSTS = {"long_tail": CostModel(text=1.0, audio=0.25, pair=1e-3)}  # attention weighs more
+def cost_of(route: str) -> CostModel:
+    """Of Llama-3.2-1B that hears one encoder by `route`."""
+    spec = {
+        "route": route,
+        "width": WHISPER_WIDTH,
+        "connector": {"type": "mlp", "frame_stack": 1},
+        "layers": "all",
+        "layer_projection": "shared",
+    }
+    return CostModel.of(visit_costs(LLAMA_1B, {STREAM: spec}))
+
+
+COST = cost_of("lal")
+STRAINED = CostModel(text=1.0, pair=1e-3, streams={STREAM: StreamCost()})  # attention weighs more
+KINDS = {
+    "fixed": (fixed_audio, COST),
+    "variable": (variable_audio, COST),
+    "plits": (variable_audio, cost_of("plits")),
+    "long_tail": (long_tailed_audio, STRAINED),
+}
 
 
 def build_planner(arrays: Arrays, *, batch_questions: int) -> Planner:
@@ -222,7 +244,7 @@ def measure_imbalance(work: PlanWork) -> list[BenchRow]:
     """Dearest rank over mean rank of steps, beside visits split at random."""
     rows = []
     for n_visits in work.n_visits:
-        for kind in LENGTHS:
+        for kind in KINDS:
             drawn = [_imbalance(work, n_visits, kind=kind, seed=n) for n in range(work.n_draws)]
             dealt, split, least = ([*each] for each in zip(*drawn, strict=True))
             name = f"{kind}@{n_visits}"
@@ -249,14 +271,28 @@ def measure_imbalance(work: PlanWork) -> list[BenchRow]:
     return rows
 
 
+def visits_of(text: Int64Array, audio: Int64Array, cost: CostModel) -> VisitSizes:
+    """Visits of so many tokens each, without targets."""
+    clips = clip_sizes(len(audio), [(audio, audio, cost.streams[STREAM])])
+    return VisitSizes(
+        text=text,
+        target=np.zeros_like(text),
+        audio=audio,
+        rows=clips["rows"].astype(np.int64),
+        keys=clips["keys"].astype(np.float64),
+        cost=clips["cost"].astype(np.float64),
+    )
+
+
 def _imbalance(
     work: PlanWork, n_visits: int, *, kind: str, seed: int
 ) -> tuple[float, float, float]:
     """Of one step: as dealt out, as split at random, and what no dealing can be below."""
     generator = np.random.Generator(np.random.Philox(seed))
     text = generator.integers(30, 200, n_visits)
-    audio, model = LENGTHS[kind](n_visits, generator), COSTS.get(kind, COST)
-    cost = model(text, audio)
+    draw, model = KINDS[kind]
+    audio = draw(n_visits, generator)
+    cost = model(visits_of(text, audio, model))
     micro_batches = deal(
         text,
         audio,

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from paltrain.bench.arms import ARMS, N_BEFORE, Arm, Workload, build_arms, build_batch
-from paltrain.bench.flops import DecoderShape, connector_flops, step_flops
+from paltrain.bench.flops import connector_flops, step_flops
 from paltrain.bench.memory import MIB, how_counted, peak_bytes
 from paltrain.bench.record import MEMORY_RATIO, STEP_RATIO, BenchRow
+from paltrain.model.cost import DecoderShape
 
 PLITS_ARMS = tuple(name for name in ARMS if name.startswith("plits"))
 

@@ -21,7 +21,7 @@ from paltrain.data.lengths import LengthTable
 from paltrain.data.mixture import Part, PartShare, mix
 from paltrain.data.order import Int32Array, VisitOrder
 from paltrain.data.packing import CostModel
-from paltrain.data.plan import Planner, QuestionSizes, questions_that_fit
+from paltrain.data.plan import Planner, questions_that_fit
 from paltrain.data.selection import (
     AudioTokens,
     Selected,
@@ -33,6 +33,7 @@ from paltrain.data.selection import (
     most_frames,
     shard_numbers,
 )
+from paltrain.data.sizes import QuestionSizes, StreamCost, clip_sizes, further_sizes
 from paltrain.errors import ConfigError, ManifestError, unknown_name
 from paltrain.log import get_logger
 
@@ -99,7 +100,8 @@ def build_plan(
     selected = selector.selected(times)
     if selector.left_out:
         log.info("%d questions in use; left out: %s", selector.n_kept, _told(selector.left_out))
-    sizes = None if lengths is None else _sizes(corpus, lengths, streams, audio_tokens)
+    cost = cost or CostModel()
+    sizes = None if lengths is None else _sizes(corpus, lengths, streams, audio_tokens, cost)
     order = VisitOrder(
         selected.questions,
         clip_start=selected.clip_start,
@@ -114,7 +116,7 @@ def build_plan(
         batch_questions=config.batch_questions,
         text_budget=config.text_token_budget,
         audio_budget=config.audio_token_budget,
-        cost=cost or CostModel(),
+        cost=cost,
         fingerprint=_fingerprint(config, corpus, selected.questions, lengths, streams, sizes),
     )
     n_clips = int((selected.layer == 0).sum())
@@ -231,18 +233,22 @@ def _sizes(
     lengths: LengthTable,
     streams: Mapping[str, StreamFeatures],
     audio_tokens: Mapping[str, AudioTokens],
+    cost: CostModel,
 ) -> QuestionSizes:
-    clip_audio = np.zeros(corpus.n_clips, np.int32)
-    for name, stream in streams.items():
-        clip_audio += audio_tokens[name](stream.n_frames.astype(np.int64)).astype(np.int32)
-    further_audio = None
-    questions, clips = further_clips(corpus)
-    if len(questions):
-        further_audio = np.zeros(corpus.n_questions, np.int32)
-        np.add.at(further_audio, questions, clip_audio[clips])
-    return QuestionSizes(
-        lengths.rows, np.asarray(corpus.first_question, np.int64), clip_audio, further_audio
+    clips = clip_sizes(
+        corpus.n_clips,
+        (
+            (
+                audio_tokens[name](stream.n_frames.astype(np.int64)),
+                stream.n_frames,
+                cost.streams.get(name, StreamCost()),
+            )
+            for name, stream in streams.items()
+        ),
     )
+    first_question = np.asarray(corpus.first_question, np.int64)
+    further = further_sizes(clips, *further_clips(corpus))
+    return QuestionSizes(lengths.rows, first_question, clips, further)
 
 
 def _fingerprint(
@@ -268,7 +274,7 @@ def _fingerprint(
         "plan": repr(plan).encode(),
         "tokens": lengths.fingerprint.encode() if lengths else b"",
         "features": " ".join(features).encode(),
-        "audio_tokens": sizes.clip_audio.tobytes() if sizes else b"",
+        "audio_tokens": sizes.clips["audio"].tobytes() if sizes else b"",
     }
     return " ".join(
         f"{name}:{hashlib.sha256(data).hexdigest()[:12]}" for name, data in parts.items()

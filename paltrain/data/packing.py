@@ -15,14 +15,19 @@ Every rank computes the same answer from the same arrays. Costs: 2048 visits in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from paltrain.data.sizes import StreamCost, VisitSizes
+
 EVEN_ENOUGH = 1.002  # dearest rank / mean rank at which swapping ends
 MAX_SWAPS = 64
+TEXT_COST = 1024.0
 SWAP_PARTNERS = 4  # cheapest ranks that the dearest one tries to swap with
 
 MicroBatches = list[list[list[int]]]  # [rank][micro-batch] -> numbers of visits
@@ -30,17 +35,30 @@ MicroBatches = list[list[list[int]]]  # [rank][micro-batch] -> numbers of visits
 
 @dataclass(frozen=True)
 class CostModel:
-    """Cost of a visit: `text * T + audio * A + pair * T * (T + A)` for T text and A audio tokens.
+    """Cost of a visit of T text tokens, M targets, P audio rows (PLITS) and K audio keys (LAL):
 
-    Plain numbers in any unit; the model's builder knows them (FLOPs a token of its routes).
+        text * T + target * M + (its clips by themselves) + pair * ((T + P) * K + (T + P)^2 / 2)
+
+    In any unit; the model's builder knows it in FLOPs (`paltrain.model.cost`). streams: by name.
     """
 
     text: float = 1.0
-    audio: float = 0.25
+    target: float = 0.0
     pair: float = 0.0
+    streams: Mapping[str, StreamCost] = field(default_factory=dict)
 
-    def __call__(self, text: NDArray[np.int64], audio: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self.text * text + self.audio * audio + self.pair * text * (text + audio)
+    @classmethod
+    def of(cls, costs: Mapping[str, Any]) -> CostModel:
+        """From plain numbers: text, target and pair, and by stream the fields of `StreamCost`."""
+        streams = {name: StreamCost(**cost) for name, cost in costs["streams"].items()}
+        return cls(costs["text"], costs["target"], costs["pair"], streams)
+
+    def __call__(self, sizes: VisitSizes) -> NDArray[np.float64]:
+        """(n,) whole numbers, `TEXT_COST` for a text token: they add up alike in any order."""
+        rows = sizes.text + sizes.rows
+        pairs = rows * sizes.keys + rows * rows / 2
+        cost = self.text * sizes.text + self.target * sizes.target + sizes.cost + self.pair * pairs
+        return np.rint(cost * (TEXT_COST / self.text))
 
 
 @dataclass(frozen=True)

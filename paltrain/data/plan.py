@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from paltrain.data.order import EpochOrder, Int32Array, Int64Array, VisitOrder
 from paltrain.data.packing import Balance, CostModel, MicroBatches, balance, deal
+from paltrain.data.sizes import QuestionSizes
 from paltrain.errors import ManifestError, TrainingError
 
 
@@ -82,52 +83,6 @@ class StepPlan:
         return [[self.visits[v] for v in visits] for visits in self.micro_batches[rank]]
 
 
-@dataclass(frozen=True)
-class QuestionSizes:
-    """Tokens of any question, in corpus numbering.
-
-    lengths: (Q,) rows of `lengths.COLUMNS`. first_question: (C + 1,). clip_audio: (C,) audio tokens
-    of each clip, all streams together. further_audio: (Q,) those of a question's further clips,
-    where any has some.
-    """
-
-    lengths: NDArray[Any]
-    first_question: Int64Array
-    clip_audio: Int32Array
-    further_audio: Int32Array | None = None
-
-    def clip_of(self, questions: Int64Array) -> Int64Array:
-        return np.searchsorted(self.first_question, questions, side="right") - 1
-
-    def audio_of(self, questions: Int64Array) -> Int64Array:
-        """Audio tokens of each question, heard alone."""
-        audio = self.clip_audio[self.clip_of(questions)].astype(np.int64)
-        return audio if self.further_audio is None else audio + self.further_audio[questions]
-
-    def of_visits(
-        self, questions: Int64Array, starts: Int64Array
-    ) -> tuple[Int64Array, Int64Array, int]:
-        """Text and audio tokens of each visit, and all target tokens.
-
-        questions: the visits' questions end to end, starts: (n + 1,) where each visit's begin. An
-        equal trunk counts once a visit, and its clips with it.
-        """
-        rows = self.lengths[questions]
-        visit = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        key = (visit.astype(np.int64) << 32) | rows["trunk_key"]
-        _, first = np.unique(key, return_index=True)
-        n = len(starts) - 1
-        text = np.bincount(visit, rows["branch"], n) + np.bincount(
-            visit[first], rows["trunk"][first], n
-        )
-        audio = np.bincount(visit[first], self.audio_of(questions[first]), n)
-        return (
-            text.astype(np.int64),
-            audio.astype(np.int64),
-            int(rows["target"].sum(dtype=np.int64)),
-        )
-
-
 class Planner:
     """Plans any step of any epoch. Without `sizes` it knows visits and steps, but no tokens."""
 
@@ -181,18 +136,18 @@ class Planner:
         assert self.sizes is not None, "a plan needs a length table"
         epoch, first, last = self._locate(state)
         questions, starts = epoch.between(first, last)
-        text, audio, n_targets = self.sizes.of_visits(questions, starts)
-        cost = self._cost(text, audio)
-        dealt = deal(text, audio, cost, world_size=world_size, **self._budgets)
+        sizes = self.sizes.of_visits(questions, starts)
+        cost = self._cost(sizes)
+        dealt = deal(sizes.text, sizes.audio, cost, world_size=world_size, **self._budgets)
         done = last == epoch.n_visits
         return StepPlan(
             visits=self._visits(questions, starts),
             micro_batches=dealt,
             balance=balance(dealt, cost),
             n_questions=len(questions),
-            n_text_tokens=int(text.sum()),
-            n_audio_tokens=int(audio.sum()),
-            n_target_tokens=n_targets,
+            n_text_tokens=int(sizes.text.sum()),
+            n_audio_tokens=int(sizes.audio.sum()),
+            n_target_tokens=int(sizes.target.sum()),
             state_after=DataState(
                 state.epoch + done, 0 if done else last, state.seed, state.fingerprint
             ),
@@ -255,9 +210,12 @@ def questions_that_fit(
     del key
     alone = np.maximum.reduceat(trunk_of + lengths["branch"][questions], at)
     del trunk_of
-    audio = sizes.clip_audio[sizes.clip_of(questions[at].astype(np.int64))].astype(np.int64)
-    if sizes.further_audio is not None:
-        audio += np.maximum.reduceat(sizes.further_audio[questions], at)
+    audio = sizes.clips["audio"][sizes.clip_of(questions[at])].astype(np.int64)
+    further, heard = sizes.more_heard_by(questions)
+    if len(further):
+        more = np.zeros(len(questions), np.int32)
+        more[further] = heard["audio"]
+        audio += np.maximum.reduceat(more, at)
     for kind, size, budget in (("text", alone, text_budget), ("audio", audio, audio_budget)):
         if len(size) and size.max() > budget:
             worst = int(size.argmax())

@@ -81,10 +81,9 @@ def _epoch_tokens(plan: DataPlan) -> tuple[int, int, int]:
     epoch = plan.planner.order.epoch(0)
     totals = np.zeros(3, np.int64)
     for first in range(0, epoch.n_visits, VISITS_AT_ONCE):
-        text, audio, targets = sizes.of_visits(
-            *epoch.between(first, min(first + VISITS_AT_ONCE, epoch.n_visits))
-        )
-        totals += (int(text.sum()), int(audio.sum()), targets)
+        last = min(first + VISITS_AT_ONCE, epoch.n_visits)
+        visits = sizes.of_visits(*epoch.between(first, last))
+        totals += (visits.text.sum(), visits.audio.sum(), visits.target.sum())
     return int(totals[0]), int(totals[1]), int(totals[2])
 
 

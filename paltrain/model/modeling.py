@@ -42,6 +42,7 @@ from paltrain.model.cache import ConversationCache
 from paltrain.model.configuration import ROUTES, PalConfig
 from paltrain.model.connectors import LayerProjection, build_connector
 from paltrain.model.generation import finished_answers, without_last_tokens
+from paltrain.model.layers import layers_of_stream
 from paltrain.model.layout import Layout
 
 
@@ -377,7 +378,7 @@ def _check_stream(name: str, spec: Mapping[str, Any], n_layers: int) -> tuple[in
         raise ModelError(f"stream '{name}': {unknown_name('route', spec['route'], list(ROUTES))}")
     if "." in name:
         raise ModelError(f"stream '{name}': a name has no dots, for parameters are named after it")
-    return lal.layers_of_stream(spec["layers"], n_layers=n_layers, stream=name)
+    return layers_of_stream(spec["layers"], n_layers=n_layers, stream=name)
 
 
 def _check_features(batch: Batch, streams: Mapping[str, Mapping[str, Any]]) -> None:

@@ -37,7 +37,9 @@ from paltrain.data.lengths import (
     find_length_table,
 )
 from paltrain.data.loader import Loader, loader_of
+from paltrain.data.packing import CostModel
 from paltrain.data.plan import DataState
+from paltrain.data.shard_cache import open_cache
 from paltrain.data.shards import FeatureStore
 from paltrain.log import get_logger
 from paltrain.model.build import (
@@ -47,6 +49,7 @@ from paltrain.model.build import (
     build_tokenizer,
     tokenizer_source,
 )
+from paltrain.model.cost import visit_costs
 from paltrain.model.modeling import PalModel
 from paltrain.model.tokenization import load_tokenizer, tokenizer_hash
 from paltrain.status import StatusFile
@@ -221,16 +224,19 @@ def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path
     stamps = {name: store.stamp for name, store in stores.items()}
     model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
     _check_stamps(model, stores)
-    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source))
+    cost = CostModel.of(visit_costs(model.config.llm_config, model.config.streams))
+    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source), cost)
     return _Parts(tokenizer, render, model, plan)
 
 
 def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
     manifests = [Path(path) for path in config.data.manifests]
     corpus = comm.rank_0_first(lambda: Corpus.open(manifests))
+    data, streams = config.data, config.model.streams
+    cache = open_cache(data.cache_dir, data.cache_gb)
     stores = {
-        name: FeatureStore.open(Path(stream.features), verify=config.data.verify_checksums)
-        for name, stream in config.model.streams.items()
+        name: FeatureStore.open(stream.features, verify=data.verify_checksums, cache=cache)
+        for name, stream in streams.items()
     }
     return corpus, stores
 
@@ -265,6 +271,7 @@ def _plan(
     stores: Mapping[str, FeatureStore],
     render: QuestionRenderer,
     tokenizer: str,
+    cost: CostModel,
 ) -> DataPlan:
     def find_or_build() -> LengthTable:
         found = find_length_table(corpus, tokenizer_hash=tokenizer, template_hash=render.hash)
@@ -279,6 +286,7 @@ def _plan(
         lengths=comm.rank_0_first(find_or_build),
         audio_tokens=audio_token_counts(config),
         seed=config.run.seed,
+        cost=cost,
     )
 
 

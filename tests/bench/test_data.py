@@ -10,7 +10,7 @@ import pytest
 from paltrain.bench.data import DataBenchSettings, run_data
 from paltrain.bench.opening import make_manifest_index, make_store_index
 from paltrain.bench.planning import (
-    LENGTHS,
+    KINDS,
     PlanWork,
     build_planner,
     measure_imbalance,
@@ -61,6 +61,8 @@ def test_every_figure_is_there_with_its_goal(rows: dict[str, BenchRow]) -> None:
         "plan_step_time": "< 10",
         "cost_imbalance.fixed@256": "<= 1.03",
         "cost_imbalance.variable@256": "<= 1.03",
+        "cost_imbalance.plits@256": "<= 1.03",
+        "cost_imbalance.plits@2048": "<= 1.01",
         "cost_imbalance.long_tail@256": "<= 1.03",
         "cost_imbalance.long_tail@2048": "<= 1.01",
         "cost_imbalance.fixed@2048": "<= 1.01",
@@ -78,7 +80,7 @@ def test_the_ratio_is_that_of_the_speeds(rows: dict[str, BenchRow]) -> None:
 
 def test_dealing_beats_splitting_at_random() -> None:
     rows = {row.metric: row.value for row in measure_imbalance(PLAN)}
-    for name in (f"{kind}@{n}" for kind in LENGTHS for n in PLAN.n_visits):
+    for name in (f"{kind}@{n}" for kind in KINDS for n in PLAN.n_visits):
         assert 1 <= rows[f"cost_imbalance.{name}"] < rows[f"cost_imbalance_random_split.{name}"]
 
 

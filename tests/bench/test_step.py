@@ -12,10 +12,11 @@ from transformers import AutoConfig
 
 from paltrain.bench.arms import STREAM, Arm, Workload, build_arms, build_batch
 from paltrain.bench.attention import measure_attention
-from paltrain.bench.flops import DecoderShape, attention_flops, connector_flops, linear_flops
+from paltrain.bench.flops import attention_flops, connector_flops, linear_flops
 from paltrain.bench.memory import LiveTensors, peak_bytes
 from paltrain.bench.record import MEMORY_RATIO, STEP_RATIO, read_rows, write_rows
 from paltrain.bench.step import measure_step, rows_of
+from paltrain.model.cost import DecoderShape
 
 CPU = torch.device("cpu")
 WORK = Workload(n_conversations=3, n_audio=60, n_text=24, width=16, frame_stack=2)

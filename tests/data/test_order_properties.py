@@ -13,8 +13,9 @@ from paltrain.data.lengths import COLUMNS
 from paltrain.data.mixture import Part, mix
 from paltrain.data.order import VisitOrder
 from paltrain.data.packing import CostModel
-from paltrain.data.plan import Planner, QuestionSizes, questions_that_fit
+from paltrain.data.plan import Planner, questions_that_fit
 from paltrain.data.selection import Selector, shard_numbers
+from paltrain.data.sizes import QuestionSizes, StreamCost, clip_sizes
 
 TEXT_BUDGET, AUDIO_BUDGET, BATCH = 250, 300, 12
 
@@ -76,8 +77,9 @@ def sizes_of(work: Work) -> QuestionSizes:
     rows["trunk"], rows["trunk_key"] = 10, rng.integers(0, 2, n)
     rows["branch"] = rng.integers(5, 60, n)
     rows["target"] = rng.integers(1, 5, n)
-    audio = rng.integers(0, 100, len(work.clip_sizes)).astype(np.int32)
-    return QuestionSizes(rows, work.first_question, audio)
+    audio = rng.integers(0, 100, len(work.clip_sizes))
+    clips = clip_sizes(len(audio), [(audio, audio, StreamCost())])
+    return QuestionSizes(rows, work.first_question, clips)
 
 
 def planner_of(work: Work) -> Planner:
@@ -198,7 +200,7 @@ def tokens_of(sizes: QuestionSizes, visits) -> tuple[int, int]:
     for visit in visits:
         trunks = {int(sizes.lengths["trunk_key"][q]) for q in visit.questions}
         text += sum(int(sizes.lengths["branch"][q]) for q in visit.questions) + 10 * len(trunks)
-        audio += len(trunks) * int(sizes.clip_audio[visit.clip])
+        audio += len(trunks) * int(sizes.clips["audio"][visit.clip])
     return text, audio
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from paltrain.data.lengths import COLUMNS
 from paltrain.data.order import VisitOrder
 from paltrain.data.packing import CostModel, balance, deal
-from paltrain.data.plan import DataState, Planner, QuestionSizes, questions_that_fit, step_bounds
+from paltrain.data.plan import DataState, Planner, questions_that_fit, step_bounds
+from paltrain.data.sizes import QuestionSizes, StreamCost, VisitSizes, clip_sizes, further_sizes
 from paltrain.errors import ManifestError, TrainingError
 
 TEXT_BUDGET, AUDIO_BUDGET = 300, 400
@@ -23,7 +24,19 @@ def sizes_of(clip_sizes, *, seed=0, trunk=10, shared=True) -> QuestionSizes:
     rows["target"] = rng.integers(1, 5, n)
     rows["trunk_key"] = 1 if shared else np.arange(n)
     first = np.concatenate([[0], np.cumsum(clip_sizes)]).astype(np.int64)
-    return QuestionSizes(rows, first, rng.integers(0, 100, len(clip_sizes)).astype(np.int32))
+    return QuestionSizes(rows, first, clips_of(rng.integers(0, 100, len(clip_sizes))))
+
+
+def clips_of(audio, cost=StreamCost()):  # noqa: B008 - it is frozen
+    return clip_sizes(len(audio), [(audio, audio, cost)])
+
+
+def visits_of(text, audio, cost=StreamCost()) -> VisitSizes:  # noqa: B008
+    """Visits of one question each."""
+    rows = np.zeros(len(text), COLUMNS)
+    rows["branch"] = text
+    numbers = np.arange(len(text) + 1)
+    return QuestionSizes(rows, numbers, clips_of(audio, cost)).of_visits(numbers[:-1], numbers)
 
 
 def planner_of(
@@ -112,7 +125,7 @@ def counted_by_hand(sizes, visits) -> tuple[int, int]:
         trunks = {int(sizes.lengths["trunk_key"][q]) for q in visit.questions}
         text += sum(int(sizes.lengths["branch"][q]) for q in visit.questions)
         text += len(trunks) * int(sizes.lengths["trunk"][visit.questions[0]])
-        audio += len(trunks) * int(sizes.clip_audio[visit.clip])
+        audio += len(trunks) * int(sizes.clips["audio"][visit.clip])
     return text, audio
 
 
@@ -176,7 +189,7 @@ def test_a_visit_takes_fewer_questions_where_all_would_not_fit():
 )
 def test_a_question_over_a_budget_is_refused_before_training(column, value, says):
     sizes = sizes_of([1, 1, 1])
-    target = sizes.clip_audio if column == "audio" else sizes.lengths[column]
+    target = sizes.clips[column] if column == "audio" else sizes.lengths[column]
     target[2] = value
     with pytest.raises(ManifestError, match=says):
         questions_that_fit(
@@ -211,9 +224,55 @@ def test_thirty_two_ranks_are_even_on_variable_audio(n_visits, at_most):
     for _ in range(5):
         text = rng.integers(30, 200, n_visits)
         audio = (np.minimum(rng.lognormal(2, 0.7, n_visits), 60) * 25).astype(np.int64)
-        cost = CostModel(1.0, 0.25, 1e-4)(text, audio)
+        cost = CostModel(1.0, pair=1e-4)(visits_of(text, audio))
         dealt = deal(text, audio, cost, world_size=32, text_budget=4096, audio_budget=32768)
         assert balance(dealt, cost).imbalance <= at_most
+
+
+def test_a_visit_costs_by_its_route():
+    """A question of 10 + 20 tokens, 5 targets, about a clip of 40 tokens in 80 frames."""
+    rows = np.zeros(2, COLUMNS)
+    rows["trunk"], rows["branch"], rows["target"] = 10, 20, 5
+    numbers = np.array([0, 2])
+    cost = {"text": 4.0, "target": 2.0, "pair": 0.5}
+    streams = {
+        "lal": {"token": 1.0, "frame": 0.25, "rows": 0.0, "keys": 0.5},
+        "plits": {"token": 6.0, "frame": 0.0, "rows": 1.0, "keys": 0.0},
+    }
+    model = CostModel.of({**cost, "streams": streams})
+    for name, own, pairs in (
+        ("lal", 1 * 40 + 0.25 * 80, 50 * 20 + 50**2 / 2),
+        ("plits", 6 * 40, 90**2 / 2),
+    ):
+        clips = clip_sizes(1, [(np.array([40]), np.array([80]), model.streams[name])])
+        sizes = QuestionSizes(rows, numbers, clips).of_visits(np.arange(2), numbers)
+        assert (sizes.text, sizes.target, sizes.audio) == (50, 10, 40)  # the trunk counts once
+        expected = 4 * 50 + 2 * 10 + own + 0.5 * pairs
+        assert model(sizes) == 1024 * expected / 4
+
+
+def test_further_clips_are_heard_with_a_question_and_their_cost_counts():
+    audio = np.array([10, 20, 40])
+    clips = clips_of(audio)
+    sizes = QuestionSizes(
+        np.zeros(4, COLUMNS),
+        np.array([0, 2, 3, 4]),
+        clips,
+        further_sizes(clips, np.array([1, 3, 3]), np.array([2, 0, 1])),
+    )
+    heard = sizes.heard_by(np.array([3, 0, 1, 1, 2]))
+    assert heard["audio"].tolist() == [70, 10, 50, 50, 20]
+    assert heard["cost"].tolist() == [17.5, 2.5, 12.5, 12.5, 5.0]
+    fit = questions_that_fit(
+        sizes,
+        np.arange(4, dtype=np.int32),
+        np.array([0, 2, 3, 4]),
+        questions_per_visit=1,
+        text_budget=1,
+        audio_budget=70,
+        name=str,
+    )
+    assert fit.tolist() == [1, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,7 +285,7 @@ def test_dealing_keeps_tight_budgets(visits, world_size):
     dealt = deal(
         text,
         audio,
-        CostModel()(text, audio),
+        CostModel()(visits_of(text, audio)),
         world_size=world_size,
         text_budget=100,
         audio_budget=100,
