@@ -142,8 +142,10 @@ def build_targets(config: FeaturesConfig) -> dict[str, Target]:
 def _print_report(
     name: str, report: PrecomputeReport, config: FeaturesConfig, slice_of: Slice
 ) -> None:
+    from paltrain.data.duplicates import read_duplicates
     from paltrain.data.rejected import rejected_path
 
+    n_duplicates = len(read_duplicates(Path(config.stores()[name])))
     part = "" if slice_of == EVERYTHING else f", slice {config.slice}"
     set_aside = rejected_path(Path(config.stores()[name]), slice_of)
     print(
@@ -151,6 +153,7 @@ def _print_report(
         f"{report.n_encoded} encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} "
         f"MB), of them {report.n_silent} silent; {report.n_rejected} set aside"
         + (f" in {set_aside}" if report.n_rejected else "")
+        + (f"; {n_duplicates} more in the store are copies of others" if n_duplicates else "")
     )
 
 
@@ -174,6 +177,7 @@ def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) ->
             f"{store} is whole: {report.n_encoded} of {report.n_clips} recordings have "
             f"features; {report.n_rejected} set aside"
             + (f" in {store}/rejected.jsonl" if report.n_rejected else "")
+            + (f"; {report.n_duplicates} are copies of others" if report.n_duplicates else "")
             + f"; {report.n_shards} shards"
         )
 
@@ -236,6 +240,7 @@ def show(store: Path) -> None:
     seen = overview(store)
     missing = f"; missing: {number_ranges(seen.missing)}" if seen.missing else ""
     lost = f"; {seen.n_without_index} without an index: `repair`" if seen.n_without_index else ""
+    copies = f"; {seen.n_duplicates} more are copies of others" if seen.n_duplicates else ""
     to_come = "unknown: no shard is there yet"
     if seen.n_bytes_to_come is not None:
         short = seen.n_bytes_to_come > seen.n_bytes_free
@@ -244,7 +249,7 @@ def show(store: Path) -> None:
         f"{store}: {seen.encoder}\n"
         f"  shards    {seen.n_shards_done} of {seen.n_shards} done{missing}{lost}\n"
         f"  clips     {seen.n_clips_done} of {seen.n_clips} have features, "
-        f"{seen.n_rejected} were set aside\n"
+        f"{seen.n_rejected} were set aside{copies}\n"
         f"  space     {seen.n_bytes / GB:.3g} GB there, {to_come} to come, "
         f"{seen.n_bytes_free / GB:.3g} GB free"
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paltrain.data.duplicates import read_duplicates
 from paltrain.data.rejected import read_rejected
 from paltrain.data.shards import (
     finished_shards,
@@ -22,7 +23,8 @@ from paltrain.data.verify import load_index
 class Overview:
     """How far a store is. Clips of a shard that is done are features or rejected.
 
-    missing: numbers of the shards that are to be made. n_bytes: of all tars. n_bytes_to_come: by
+    missing: numbers of the shards that are to be made. n_duplicates: clips that have the features
+    of others, and are not among n_clips. n_bytes: of all tars. n_bytes_to_come: by
     the mean of what is there, None before there is anything.
     """
 
@@ -33,6 +35,7 @@ class Overview:
     n_clips: int
     n_clips_done: int
     n_rejected: int
+    n_duplicates: int
     n_without_index: int
     n_bytes: int
     n_bytes_to_come: int | None
@@ -59,6 +62,7 @@ def overview(folder: Path) -> Overview:
         n_clips=n_assigned_done + n_missing,
         n_clips_done=sum(len(index) for index in indexes if index is not None),
         n_rejected=len(rejected),
+        n_duplicates=len(read_duplicates(folder)),
         n_without_index=sum(index is None for index in indexes),
         n_bytes=n_bytes,
         n_bytes_to_come=to_come if missing else 0,

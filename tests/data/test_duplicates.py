@@ -26,6 +26,7 @@ from paltrain.data.shards import FeatureStore, read_assignment, read_shard_lines
 from paltrain.data.verify import verify_store
 from paltrain.errors import IncompleteError, StoreError
 from tests.data.test_precompute import contents, run
+from tools import precompute_features
 
 ASKED = (Question("q", "t", "What?", "a sound"),)
 SHARED = {"caps/1": 2, "caps/2": 5, "caps/3": 2}  # which sound of the first manifest it is
@@ -210,7 +211,7 @@ def test_duplicates_of_a_rejected_recording_are_rejected_with_it(tmp_path: Path)
     assert merged == MergeReport(8, 6, 2, 2, n_duplicates=2)
     seen = coverage(corpus, store)
     assert (seen.n_missing, seen.n_rejected) == (0, 2)
-    assert overview(store).n_rejected == 1
+    assert (overview(store).n_rejected, overview(store).n_duplicates) == (1, 2)
     assert verify_store(store) == []
 
 
@@ -277,3 +278,20 @@ def test_the_same_recording_in_two_splits_is_warned_of(
     (said,) = [record.message for record in caplog.records]
     assert said.startswith("2 recordings are in two splits at once, under different ids ('")
     assert " of split 'test' is 'set/" in said
+
+
+def test_the_tool_tells_how_many_are_copies(
+    tmp_path: Path, whole: Path, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        f"manifests=[{whole},{shared}]", f"folder={tmp_path}", "encoders.logmel.type=logmel",
+        "workers=0",
+    ]  # fmt: skip
+    precompute_features.main(["configs/quickstart/features.yaml", *words])
+    precompute_features.main(["configs/quickstart/features.yaml", *words, "--merge", "1"])
+    precompute_features.main(["show", str(tmp_path / "logmel")])
+    said = capsys.readouterr().out
+    assert "logmel: 11 recordings: 0 there before, 11 encoded" in said
+    assert "; 3 more in the store are copies of others\n" in said
+    assert "14 of 14 recordings have features; 0 set aside; 3 are copies of others; 1 sh" in said
+    assert "clips     11 of 11 have features, 0 were set aside; 3 more are copies of others" in said
