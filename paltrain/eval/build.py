@@ -23,6 +23,7 @@ from pathlib import Path
 import xxhash
 
 from paltrain.config.schema import EvalConfig
+from paltrain.data.duplicates import warn_of_leaks
 from paltrain.data.index import Corpus
 from paltrain.errors import ConfigError
 from paltrain.eval.answer import Answerer, Asker, answer_all
@@ -134,6 +135,7 @@ def plan_evaluations(config: EvalConfig, *, with_control: bool) -> tuple[Corpus,
         raise ConfigError("runs is empty: name at least one run folder or exported model")
     runs = [RunToEvaluate.find(run) for run in config.runs]
     corpus = Corpus.open([Path(manifest) for manifest in config.manifests])
+    warn_of_leaks(corpus)
     return corpus, [
         evaluation
         for run in runs

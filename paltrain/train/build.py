@@ -29,6 +29,7 @@ from paltrain.comm import Comm
 from paltrain.config.load import to_yaml
 from paltrain.config.schema import TrainConfig
 from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.duplicates import warn_of_leaks
 from paltrain.data.index import Corpus
 from paltrain.data.lengths import (
     LengthTable,
@@ -232,6 +233,7 @@ def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path
 def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
     manifests = [Path(path) for path in config.data.manifests]
     corpus = comm.rank_0_first(lambda: Corpus.open(manifests))
+    warn_of_leaks(corpus)
     data, streams = config.data, config.model.streams
     cache = open_cache(data.cache_dir, data.cache_gb)
     stores = {
