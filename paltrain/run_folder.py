@@ -36,7 +36,10 @@ from paltrain.status import FINISHED, StatusFile
 log = get_logger(__name__)
 
 # What may change when a run goes on: none of it shapes the result.
-FREE_KEYS = ("launch.", "logging.", "checkpoint.keep", "checkpoint.every_steps", "run.fresh")
+FREE_KEYS = (
+    *("launch.", "logging.", "checkpoint.keep", "checkpoint.every_steps", "run.fresh"),
+    *("data.cache_", "data.reader_threads", "data.prefetch_steps"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from paltrain.config.schema import (
 )
 from paltrain.errors import ConfigError
 from paltrain.run import _sole_owner, main
-from paltrain.run_folder import RunFolder, differences, find_init_folder, prepare_run
+from paltrain.run_folder import RunFolder, check_same, differences, find_init_folder, prepare_run
 from paltrain.status import FINISHED
 
 
@@ -103,6 +103,14 @@ def test_differences_name_keys_that_came_and_went():
         "a.c: 2 -> 'absent'",
         "a.d: 'absent' -> 3",
     ]
+
+
+def test_how_data_are_brought_near_may_change_when_a_run_goes_on(config):
+    folder = prepare_run(config)
+    faster = replace(config.data, cache_dir="$TMPDIR/x", reader_threads=9, prefetch_steps=2)
+    check_same(folder, replace(config, data=faster))
+    with pytest.raises(ConfigError, match=r"data.window_shards: 16 -> 3"):
+        check_same(folder, replace(config, data=replace(faster, window_shards=3)))
 
 
 def test_init_from_is_a_finished_runs_model(config):

@@ -145,6 +145,11 @@ class DataConfig(QuestionFilter):
     prefetch_steps: int = 4
     max_bad_samples: int = 100
     verify_checksums: bool = True
+    # Shards are copied there while they are read, onto a fast disk of the node's own; variables
+    # are those of the node: $TMPDIR/shards. When it pays: paltrain/data/shard_cache.py.
+    cache_dir: str | None = None
+    cache_gb: float = 100.0  # the copies of all processes together
+    reader_threads: int = 4  # that read a micro-batch's clips; 1: one after the other
 
 
 @dataclass

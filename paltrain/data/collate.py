@@ -6,9 +6,9 @@
 
     1. Each question is rendered; its trunk (text and clips before the branch) is shared with the
        visit's other questions whose token ids, clips and targets there are equal.
-    2. The clips' frames are read into one buffer a stream, end to end in piece order. A clip that
-       can't be read leaves zeros and makes its questions weigh nothing: it keeps its place in the
-       plan.
+    2. The clips' frames are read into one buffer a stream, end to end in piece order, by several
+       threads. A clip that can't be read leaves zeros and makes its questions weigh nothing: it
+       keeps its place in the plan.
     3. Targets: those of a shared piece weigh as many times as it has questions.
 
 Costs: one copy from file to buffer; buffers are used again once no tensor looks at them.
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from paltrain.batch import Batch, BatchBuilder, RenderedQuestion
 from paltrain.data.lengths import Render, measure
 from paltrain.data.plan import Visit
+from paltrain.data.readers import Readers
 from paltrain.data.selection import StreamFeatures
 from paltrain.errors import ManifestError, StoreError, TrainingError
 
@@ -103,11 +104,20 @@ class _Placed:
     clips: list[int]
 
 
+@dataclass(frozen=True)
+class _Fault:
+    """A clip that could not be read: its place among the batch's clips, stream and reason."""
+
+    number: int
+    stream: str
+    error: StoreError
+
+
 class Collator:
     """Packs visits. `on_bad` hears of every clip that could not be read.
 
     streams: in config order, empty for text alone. lengths: (Q,) rows of the length table, against
-    which every rendering is checked.
+    which every rendering is checked. reader_threads: that read clips at once.
     """
 
     def __init__(
@@ -118,6 +128,7 @@ class Collator:
         lengths: NDArray[np.void],
         streams: Sequence[StreamFeatures],
         on_bad: Callable[[BadSample], None],
+        reader_threads: int = 1,
     ) -> None:
         self._corpus = corpus
         self._render = render
@@ -125,11 +136,18 @@ class Collator:
         self._streams = streams
         self._on_bad = on_bad
         self._pool = BufferPool()
+        self._readers = Readers(reader_threads)
 
     def __call__(self, visits: Sequence[Visit]) -> Batch:
         """One micro-batch. Raises TrainingError where a rendering differs from the length table."""
         asked = [self._ask(visit) for visit in visits]
-        return pack(asked, self._streams, pool=self._pool, on_bad=self._on_bad)
+        return pack(
+            asked, self._streams, pool=self._pool, readers=self._readers, on_bad=self._on_bad
+        )
+
+    def close(self) -> None:
+        """End the threads that read."""
+        self._readers.close()
 
     def _ask(self, visit: Visit) -> list[Asked]:
         clip = self._corpus.clip(visit.clip)
@@ -155,6 +173,7 @@ def pack(
     streams: Sequence[StreamFeatures],
     *,
     pool: BufferPool | None = None,
+    readers: Readers | None = None,
     on_bad: Callable[[BadSample], None] | None = None,
 ) -> Batch:
     """A micro-batch of visits, each a list of questions that share what they have in common.
@@ -164,12 +183,12 @@ def pack(
     """
     forest = _Forest(streams)
     placed = [question for visit in visits for question in forest.place(visit)]
-    features, faults = _read(
-        forest.clips, streams, pool or BufferPool(), tolerate=on_bad is not None
-    )
+    features, faults = _read(forest.clips, streams, pool or BufferPool(), readers or Readers(1))
     if on_bad:
         _report(faults, placed, on_bad)
-    _add_targets(forest.builder, placed, bad={clip for clip, _, _ in faults})
+    elif faults:
+        raise faults[0].error
+    _add_targets(forest.builder, placed, bad={fault.number for fault in faults})
     return forest.builder.build(
         {name: torch.from_numpy(values) for name, values in features.items()}
     )
@@ -219,33 +238,40 @@ class _Forest:
 
 
 def _read(
-    clips: list[int], streams: Sequence[StreamFeatures], pool: BufferPool, *, tolerate: bool
-) -> tuple[dict[str, FloatBuffer], list[tuple[int, str, str]]]:
-    """Every stream's frames of `clips`, end to end; faults as (clip's number, stream, reason)."""
-    features, faults = {}, []
+    clips: list[int], streams: Sequence[StreamFeatures], pool: BufferPool, readers: Readers
+) -> tuple[dict[str, FloatBuffer], list[_Fault]]:
+    """Every stream's frames of `clips`, end to end; what could not be read, in that order."""
+    features, wanted = {}, []
     for stream in streams:
         ends = np.cumsum([stream.n_frames[clip] for clip in clips], dtype=np.int64)
         values = pool.take(int(ends[-1]) if len(ends) else 0, stream.width)
         for number, clip in enumerate(clips):
             out = values[ends[number] - int(stream.n_frames[clip]) : ends[number]]
-            try:
-                stream.read_into(clip, out)
-            except StoreError as error:
-                if not tolerate:
-                    raise
-                out[:] = 0
-                faults.append((number, stream.name, str(error)))
+            wanted.append((stream, number, clip, out))
         features[stream.name] = values
+
+    def read(place: int) -> _Fault | None:
+        stream, number, clip, out = wanted[place]
+        try:
+            stream.read_into(clip, out)
+        except StoreError as error:
+            out[:] = 0
+            return _Fault(number, stream.name, error)
+        return None
+
+    faults = [fault for fault in readers.map(read, len(wanted)) if fault is not None]
+    wanted.clear()  # a thread may not have let go of it yet, and the pool counts who looks
     return features, faults
 
 
 def _report(
-    faults: list[tuple[int, str, str]], placed: list[_Placed], on_bad: Callable[[BadSample], None]
+    faults: list[_Fault], placed: list[_Placed], on_bad: Callable[[BadSample], None]
 ) -> None:
-    for number, stream, reason in faults:
-        hit = [question for question in placed if number in question.clips]
-        clip = hit[0].asked.clips[hit[0].clips.index(number)]
-        on_bad(BadSample(clip, stream, tuple(question.asked.id for question in hit), reason))
+    for fault in faults:
+        hit = [question for question in placed if fault.number in question.clips]
+        clip = hit[0].asked.clips[hit[0].clips.index(fault.number)]
+        questions = tuple(question.asked.id for question in hit)
+        on_bad(BadSample(clip, fault.stream, questions, str(fault.error)))
 
 
 def _add_targets(builder: BatchBuilder, placed: list[_Placed], *, bad: set[int]) -> None:

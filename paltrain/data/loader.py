@@ -89,7 +89,8 @@ class BadSamples:
 class Loader:
     """Iterates over a run's steps from `state` on: `n_steps` of them, or without end.
 
-    collate: packs one micro-batch's visits. n_bad: bad samples so far.
+    collate: packs one micro-batch's visits. n_bad: bad samples so far. on_close: called when the
+    thread has ended.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Loader:
         n_steps: int | None = None,
         prefetch_steps: int = 4,
         n_bad: Callable[[], int] = lambda: 0,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         planner.check(state)
         self.state = state
@@ -112,6 +114,7 @@ class Loader:
         self._rank, self._world_size = rank, world_size
         self._n_steps = n_steps
         self._n_bad = n_bad
+        self._on_close = on_close
         self._queue: Queue[Step | BaseException | None] = Queue(max(1, prefetch_steps))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,6 +149,7 @@ class Loader:
             self._drain()
             self._thread.join(POLL_S)
         self._drain()
+        self._on_close()
 
     def _drain(self) -> None:
         try:
@@ -272,6 +276,7 @@ def loader_of(
         lengths=plan.lengths.rows,
         streams=list(plan.streams.values()),
         on_bad=bad,
+        reader_threads=config.reader_threads,
     )
     return Loader(
         plan.planner,
@@ -282,4 +287,5 @@ def loader_of(
         n_steps=n_steps,
         prefetch_steps=config.prefetch_steps,
         n_bad=lambda: bad.count,
+        on_close=collate.close,
     )

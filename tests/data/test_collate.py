@@ -1,5 +1,9 @@
 """Packing: what questions share, whose features go where, what a bad clip leaves behind."""
 
+import threading
+import time
+from itertools import count
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from paltrain.batch import RenderedQuestion
 from paltrain.data.collate import Asked, BufferPool, Collator, pack
 from paltrain.data.lengths import build_length_table
 from paltrain.data.plan import Visit
+from paltrain.data.readers import Readers
 from paltrain.data.selection import StreamFeatures, join_store
 from paltrain.errors import ManifestError, StoreError, TrainingError
 from tests.data.conftest import WIDTH, tiny_clips
@@ -199,3 +204,69 @@ def test_a_buffer_is_used_again_only_when_nobody_looks_at_it():
     assert pool.take(10, 4).ctypes.data != address  # the view still looks at it
     del view
     assert pool.take(5, 8).ctypes.data == address
+
+
+@pytest.mark.parametrize("n_threads", [2, 4, 30])
+def test_threads_read_the_same_and_name_bad_clips_in_the_same_order(store, corpus, n_threads):
+    streams = [join_store(name, store, corpus)[0] for name in ("a", "b")]
+    torn = [Torn(stream, clip) for stream, clip in zip(streams, (7, 2), strict=True)]
+    clips = [1, 2, 4, 6, 7, 8, 9, 10, 11, 2, 7]
+    visits = [[ask("ab", "cd", clips=[clip], targets="d", name=f"q{clip}")] for clip in clips]
+    slow = [Slow(stream, delay_s) for stream, delay_s in zip(torn, (0.003, 0.0), strict=True)]
+    alone, told = [], []
+    expected = pack(visits, torn, on_bad=alone.append)
+    readers = Readers(n_threads)
+    batch = pack(visits, slow, readers=readers, on_bad=told.append)
+    readers.close()
+    assert told == alone
+    assert [(sample.stream, sample.clip) for sample in told] == [("a", 7)] * 2 + [("b", 2)] * 2
+    for name, features in expected.features.items():
+        assert torch.equal(batch.features[name].values, features.values)
+    assert torch.equal(batch.target_weights, expected.target_weights)
+    with pytest.raises(StoreError, match="clip7 is torn"):
+        pack(visits, slow, readers=Readers(n_threads))
+
+
+class Slow:
+    """A stream whose reads take their time, the first the longest."""
+
+    def __init__(self, stream, delay_s: float) -> None:
+        self._stream, self._delay_s, self._calls = stream, delay_s, count(1)
+        self.name, self.n_frames, self.width = stream.name, stream.n_frames, stream.width
+
+    def read_into(self, clip, out) -> None:
+        time.sleep(self._delay_s / next(self._calls))
+        self._stream.read_into(clip, out)
+
+
+def test_buffers_are_used_again_after_threads_have_read_into_them(stream):
+    readers, pool = Readers(3), BufferPool()
+    visits = [[ask("ab", "cd", clips=[clip])] for clip in (1, 2, 6, 7, 8)]
+    for _ in range(20):
+        batch = pack(visits, [stream], pool=pool, readers=readers)
+        del batch
+    readers.close()
+    assert len(pool._buffers) == 1
+
+
+def test_one_thread_is_no_pool(stream):
+    readers = Readers(1)
+    assert readers.map(lambda place: threading.current_thread().name, 3) == ["MainThread"] * 3
+    assert Readers(4).map(lambda place: place, 0) == []
+
+
+def test_what_goes_wrong_in_a_thread_is_raised_when_all_are_done():
+    done = []
+
+    def act(place):
+        if place == 1:
+            raise ZeroDivisionError
+        time.sleep(0.01)
+        done.append(place)
+
+    readers = Readers(3)
+    with pytest.raises(ZeroDivisionError):
+        readers.map(act, 9)
+    n_done = len(done)
+    readers.close()
+    assert len(done) == n_done > 0

@@ -157,10 +157,11 @@ def test_reading_ahead_stops_at_the_queue_and_ends_with_the_loader(open_loader, 
     with loader:
         next(loader)
         threading.Event().wait(0.5)
+        assert {t.name for t in threading.enumerate() if t.name.startswith("reader")}
         assert (
             len(rendered) < 6 * 9
         )  # one taken, two in the queue, one in hand: of about 8 questions
-    assert not [t for t in threading.enumerate() if t.name == "loader"]
+    assert not [t for t in threading.enumerate() if t.name.startswith(("loader", "reader"))]
     with pytest.raises(StopIteration):
         next(loader)
 
