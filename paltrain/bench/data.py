@@ -1,6 +1,6 @@
 """The data path: the reader, opening the indexes, order and plan, and the ranks' balance.
 
-Everything is synthetic and made in a temporary folder ($TMPDIR; 250 MB), at the size of the largest
+Everything is synthetic and made in a temporary folder ($TMPDIR; 300 MB), at the size of the largest
 corpus that the design speaks of. No model.
 """
 
@@ -12,7 +12,13 @@ from pathlib import Path
 
 from paltrain.bench.opening import measure_opening
 from paltrain.bench.planning import PlanWork, measure_imbalance, measure_planning
-from paltrain.bench.reader import ReaderWork, make_store, measure_reader, measure_reader_memory
+from paltrain.bench.reader import (
+    ReaderWork,
+    make_store,
+    measure_int8,
+    measure_reader,
+    measure_reader_memory,
+)
 from paltrain.bench.record import BenchRow, describe_machine
 
 SLOW_ROUNDS = 5  # of what takes seconds
@@ -42,6 +48,7 @@ def run_data(settings: DataBenchSettings) -> tuple[list[BenchRow], str]:
             for row in measure_reader(store, work, n_rounds=settings.n_rounds)
         ]
         rows.append(measure_reader_memory(stores[0], settings.readers[0], n_reads=settings.n_reads))
+        rows += measure_int8(folder / "both", settings.readers[0], n_rounds=settings.n_rounds)
         rows += measure_opening(folder, settings.plan, n_rounds=settings.n_rounds)
     rows += measure_planning(settings.plan, n_rounds=min(settings.n_rounds, SLOW_ROUNDS))
     return rows + measure_imbalance(settings.plan), describe_machine()

@@ -53,6 +53,7 @@ def test_every_figure_is_there_with_its_goal(rows: dict[str, BenchRow]) -> None:
     assert goals == {
         "reader_speed_ratio_over_webdataset@5x4": ">= 2.5",
         "reader_memory_growth@5x4": "<= 8",
+        "int8_bytes_ratio_over_float16@5x4": "<= 0.51",
         "manifest_index_open_time": "< 0.1",
         "store_index_open_time": "< 0.1",
         "plan_build_time": "< 5",
