@@ -30,6 +30,7 @@ Waveform = NDArray[np.float32]
 
 BLOCK_SAMPLES = 1 << 20  # of each channel, decoded at once
 MOST_SAMPLES_PER_BYTE = 1 << 16  # a flac's longest block, of silence, takes some ten bytes
+MOST_MISSING_S = 0.1  # of an ogg: encoders may count their delay differently
 LEAST_RATE_HZ = 1000  # less is a wrong header, which would make an hour of a second
 SILENCE_PEAK = 1e-4  # of full scale, -80 dB
 HEADER_BYTES = 1 << 17  # what is read of a file's beginning and end; an Ogg page has at most 65 kB
@@ -86,14 +87,16 @@ def read_audio(path: str | Path) -> tuple[Waveform, int]:
 
 def _decode(path: Path, *, channel: int | None = None) -> tuple[Waveform, NDArray[np.float32]]:
     """A channel, or the mean of all; and every channel's peak. Block by block, since a header may
-    claim more than the memory holds."""
-    blocks, peaks = [], np.zeros(1, np.float32)
+    claim more than the memory holds; up to a short one, behind which damage may lie."""
+    blocks, peaks, size = [], np.zeros(1, np.float32), BLOCK_SAMPLES
     with soundfile.SoundFile(path) as file:
-        while len(block := file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-            peaks = np.maximum(peaks, np.abs(block).max(axis=0))
+        while size == BLOCK_SAMPLES:
+            block = file.read(BLOCK_SAMPLES, dtype="float32", always_2d=True)
+            size = len(block)
+            peaks = np.maximum(peaks, np.abs(block).max(axis=0, initial=0.0))
             one = block.mean(axis=1, dtype=np.float32) if channel is None else block[:, channel]
             blocks.append(one)
-    return np.concatenate([*blocks, np.zeros(0, np.float32)]), peaks
+    return np.concatenate(blocks), peaks
 
 
 def resample(waveform: Waveform, rate_hz: int, target_hz: int) -> Waveform:
@@ -160,8 +163,8 @@ def _reason(error: Exception) -> str:
 
 
 def _check_length(path: Path, info: soundfile._SoundFileInfo, n_read: int) -> None:
-    """Refuse a file that ends before what it declares: samples (wav), bytes (mp3), a last page
-    (ogg)."""
+    """Refuse a file that ends before what it declares: samples (wav, flac), bytes (mp3), a last
+    page and samples (ogg)."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(HEADER_BYTES)
@@ -169,6 +172,9 @@ def _check_length(path: Path, info: soundfile._SoundFileInfo, n_read: int) -> No
         tail = file.read()
     if head[:4] == b"OggS":
         complete, declared = _ends_in_last_page(tail), "an end of stream"
+        if complete:  # damaged pages in between are left out without a word
+            complete = n_read >= info.frames - MOST_MISSING_S * info.samplerate
+            declared = f"{info.frames / info.samplerate:.2f} s"
     elif info.format in ("MP3", "MPEG"):
         n_bytes = _mp3_bytes(head)
         complete, declared = size >= n_bytes, f"{n_bytes} bytes, of which {size} are there"
@@ -177,8 +183,8 @@ def _check_length(path: Path, info: soundfile._SoundFileInfo, n_read: int) -> No
         complete, declared = n_read >= n_declared, f"{n_declared / info.samplerate:.2f} s"
     if not complete:
         raise AudioError(
-            f"{path} is cut off: it declares {declared}, and {n_read / info.samplerate:.2f} s can "
-            "be read; copy or download it again"
+            f"{path} is cut off or damaged: it declares {declared}, and "
+            f"{n_read / info.samplerate:.2f} s can be read; copy or download it again"
         )
 
 
