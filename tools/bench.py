@@ -4,13 +4,15 @@
     python tools/bench.py step --preset llama-1b           Llama-3.2-1B's shapes, on a GPU
     python tools/bench.py step --na 512 --nt 108 --json out.json
     python tools/bench.py attention --preset llama-1b      packed LAL attention, bare kernel
-    python tools/bench.py data --json data.json            reader, order, plan; no model
+    python tools/bench.py data --json data.json            reader, precompute, order, plan, balance
+    python tools/bench.py data --run runs/quickstart/lal_stage2      and what that run waited
 
 step: forward and backward of LAL, of packed PLITS and of plain `transformers` PLITS in turns:
 median times, FLOP bound, peak memory beyond weights and gradients. attention: one layer's packed
 LAL attention, gather included, beside the bare kernel on its segments. data: the feature reader
-beside WebDataset's, order and plan of 5.7 M questions, 32 ranks' balance; of the options it takes
---json and --rounds.
+beside WebDataset's, computing features beside the bare encoder, order and plan of 5.7 M questions,
+32 ranks' balance, the cost model beside measured steps; of the options it takes --json, --rounds
+and --run.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def run_data(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
     """The data path."""
     from paltrain.bench import data
 
-    return data.run_data(data.DataBenchSettings(n_rounds=arguments.rounds))
+    return data.run_data(data.DataBenchSettings(n_rounds=arguments.rounds, runs=arguments.run))
 
 
 def run_model(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
@@ -86,6 +88,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nt", type=int, help="text tokens of a conversation")
     parser.add_argument("--conversations", type=int, help="in one step")
     parser.add_argument("--backend", default="auto", help="auto, flash_attn, torch or sdpa")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="data: also the time that this run waited for data; may be given several times",
+    )
     parser.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
     parser.add_argument(
         "--threads", type=int, help="CPU threads (default: those of a training process)"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -16,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from paltrain.encoders.audio import Waveform, read_audio, resample
-from paltrain.errors import AudioError
+from paltrain.errors import AudioError, ConfigError
 
 DECODED_PER_TASK = 16  # recordings a worker decodes at a time
 WORKS_AHEAD = 2
@@ -36,7 +37,11 @@ class Work:
 def decode_ahead(
     works: Sequence[Work], rates_hz: Sequence[int], workers: int
 ) -> Generator[tuple[Work, list[Decoded]], None, None]:
-    """Each work decoded, the next two under way; workers = 0: in this process."""
+    """Each work decoded, the next two under way; workers = 0: in this process.
+
+    Raises:
+        ConfigError: a worker process was killed.
+    """
     decode = partial(_decode, rates_hz)
     if workers == 0:
         for work in works:
@@ -54,6 +59,11 @@ def decode_ahead(
                 yield _result(*under_way.popleft())
         while under_way:
             yield _result(*under_way.popleft())
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"one of workers={workers} decoding processes was killed, perhaps for lack of memory: "
+            "lower workers and run the same command again; whole shards are kept"
+        ) from error
     finally:  # on a signal, too: what nobody will encode is not decoded
         pool.shutdown(cancel_futures=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from paltrain.bench.planning import (
     measure_imbalance,
     synthetic_arrays,
 )
+from paltrain.bench.precompute import PrecomputeWork
 from paltrain.bench.reader import (
     ReaderWork,
     make_store,
@@ -24,8 +26,10 @@ from paltrain.bench.reader import (
     read_by_webdataset,
 )
 from paltrain.bench.record import BenchRow
+from paltrain.bench.waiting import measure_waiting
 from paltrain.data.index import Corpus
 from paltrain.data.shards import FeatureStore
+from paltrain.errors import ConfigError
 
 READER = ReaderWork(5, 4, n_clips=8, clips_per_shard=3, n_samples=16)
 PLAN = PlanWork(n_clips=3000, n_questions=9000, clips_per_shard=100, n_ranks=4, n_draws=3)
@@ -33,7 +37,12 @@ PLAN = PlanWork(n_clips=3000, n_questions=9000, clips_per_shard=100, n_ranks=4, 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, BenchRow]:
-    settings = DataBenchSettings((READER,), n_reads=200, plan=PLAN, n_rounds=2)
+    precompute = PrecomputeWork(
+        "logmel", n_clips=12, n_bare=4, clips_per_shard=4, batch_clips=2, clip_s=0.5, workers=0
+    )
+    settings = DataBenchSettings(
+        (READER,), n_reads=200, precompute=(precompute,), plan=PLAN, n_rounds=2
+    )
     rows, machine = run_data(settings)
     assert machine
     return {row.metric: row for row in rows}
@@ -54,6 +63,7 @@ def test_every_figure_is_there_with_its_goal(rows: dict[str, BenchRow]) -> None:
         "reader_speed_ratio_over_webdataset@5x4": ">= 2.5",
         "reader_memory_growth@5x4": "<= 8",
         "int8_bytes_ratio_over_float16@5x4": "<= 0.51",
+        "precompute_rate_ratio_over_bare_encoder@logmel": ">= 0.9",
         "manifest_index_open_time": "< 0.1",
         "store_index_open_time": "< 0.1",
         "plan_build_time": "< 5",
@@ -71,6 +81,15 @@ def test_every_figure_is_there_with_its_goal(rows: dict[str, BenchRow]) -> None:
     }
     positive = [row for row in rows.values() if row.unit != "MiB"]
     assert all(row.value > 0 for row in positive)
+
+
+def test_what_a_run_waited_counts_every_step(tmp_path: Path) -> None:
+    steps = [(2.0, 0.5), (1.0, 0.0), (1.0, 0.0)]
+    lines = [json.dumps({"step_time_s": s, "data_wait_share": share}) for s, share in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert measure_waiting(tmp_path).value == pytest.approx(25.0)
+    with pytest.raises(ConfigError, match="has trained no step"):
+        measure_waiting(tmp_path / "none")
 
 
 def test_the_ratio_is_that_of_the_speeds(rows: dict[str, BenchRow]) -> None:
