@@ -30,7 +30,7 @@ def measure_waiting(run: Path) -> BenchRow:
         f"data_wait_share@{run.name}",
         100 * float(wait.sum() / step_s.sum()),
         "%",
-        f"{len(steps)} steps, {step_s.sum():.0f} s, first steps of each start included; median step "
+        f"{len(steps)} steps, {step_s.sum():.0f} s, each start's first included; median step "
         f"{100 * float(np.median(wait / step_s)):.3g} %",
         GOAL,
     )
