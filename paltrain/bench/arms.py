@@ -12,7 +12,7 @@ A conversation is `N_BEFORE` text tokens, the clip, and the other text, which en
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +44,13 @@ class Workload:
 
     @property
     def n_targets(self) -> int:
-        """Of one conversation: 40, or as many as its text allows; one token must hear the clip."""
-        return min(MAX_TARGETS, self.n_text // 2, self.n_text - N_BEFORE - 1)
+        """Of one conversation."""
+        return n_targets_of(self.n_text)
+
+
+def n_targets_of(n_text: int) -> int:
+    """40, or as many as a conversation's text allows; one token must hear the clip."""
+    return min(MAX_TARGETS, n_text // 2, n_text - N_BEFORE - 1)
 
 
 @dataclass(frozen=True)
@@ -73,18 +78,32 @@ class Arm:
 
 def build_batch(work: Workload, *, vocab_size: int, dtype: torch.dtype, seed: int = 0) -> Batch:
     """Random tokens and features of the workload's lengths."""
+    n_frames = work.n_audio * work.frame_stack
+    lengths = [(n_frames, work.n_text)] * work.n_conversations
+    return build_uneven_batch(
+        lengths, width=work.width, vocab_size=vocab_size, dtype=dtype, seed=seed
+    )
+
+
+def build_uneven_batch(
+    lengths: Sequence[tuple[int, int]],
+    *,
+    width: int,
+    vocab_size: int,
+    dtype: torch.dtype,
+    seed: int = 0,
+) -> Batch:
+    """The same of conversations of any lengths: (frames, text tokens) of each."""
     generator = np.random.Generator(np.random.Philox(seed))
     builder = BatchBuilder()
-    n_frames = work.n_audio * work.frame_stack
-    for _ in range(work.n_conversations):
-        ids = generator.integers(0, vocab_size, work.n_text)
+    for n_frames, n_text in lengths:
+        ids = generator.integers(0, vocab_size, n_text)
         clip = builder.add_clip({STREAM: n_frames}, builder.add_text(ids[:N_BEFORE]))
         piece = builder.add_text(ids[N_BEFORE:], clip)
-        is_target = np.arange(work.n_text - N_BEFORE) >= work.n_text - N_BEFORE - work.n_targets
-        builder.add_targets(piece, is_target)
-    values = torch.from_numpy(
-        generator.standard_normal((work.n_conversations * n_frames, work.width), np.float32)
-    )
+        n_after = n_text - N_BEFORE
+        builder.add_targets(piece, np.arange(n_after) >= n_after - n_targets_of(n_text))
+    n_frames = sum(frames for frames, _ in lengths)
+    values = torch.from_numpy(generator.standard_normal((n_frames, width), np.float32))
     return builder.build({STREAM: values.to(dtype)})
 
 

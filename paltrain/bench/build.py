@@ -117,10 +117,10 @@ def _subject(settings: BenchSettings) -> Subject:
         settings,
         [QUICKSTART_POINT],
         n_conversations=train.data.batch_questions // 2,
-        width=_encoder_width(Path(settings.config)),
+        width=encoder_width(Path(settings.config)),
         frame_stack=stream.connector.frame_stack,
     )
-    return Subject(_decoder_of(Path(settings.config)), works, torch.float32, device)
+    return Subject(decoder_of(Path(settings.config)), works, torch.float32, device)
 
 
 def _threads_in_training(config: TrainConfig) -> int:
@@ -148,7 +148,7 @@ def _workloads(
     return [Workload(n, n_audio, n_text, width, frame_stack) for n_audio, n_text in grid]
 
 
-def _decoder_of(config: Path) -> Any:
+def decoder_of(config: Path) -> Any:
     """The decoder of `base.yaml` beside `config`, which the run starts from."""
     base = load_config(TrainConfig, [config.with_name("base.yaml")], [])
     fields = dict(base.model.architecture or {})
@@ -156,7 +156,7 @@ def _decoder_of(config: Path) -> Any:
     return AutoConfig.for_model(fields.pop("model_type"), **fields)
 
 
-def _encoder_width(config: Path) -> int:
+def encoder_width(config: Path) -> int:
     """The width of the first encoder in `features.yaml` beside `config`."""
     features = load_config(FeaturesConfig, [config.with_name("features.yaml")], [])
     encoder = next(iter(features.encoders.values()))

@@ -1,7 +1,8 @@
-"""The data path: the reader, opening the indexes, precompute, order and plan, the ranks' balance.
+"""The data path: the reader, opening the indexes, precompute, order and plan, the ranks' balance,
+and whether what it is balanced by is what a step takes.
 
 Everything is synthetic and made in a temporary folder ($TMPDIR; 300 MB), at the size of the largest
-corpus that the design speaks of. No model.
+corpus that the design speaks of. The last part steps a small decoder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paltrain.bench.cost import CostWork, measure_cost
 from paltrain.bench.opening import measure_opening
 from paltrain.bench.planning import PlanWork, measure_imbalance, measure_planning
 from paltrain.bench.precompute import PrecomputeWork, measure_precompute
@@ -45,6 +47,7 @@ class DataBenchSettings:
         PrecomputeWork("whisper", n_clips=40, clips_per_shard=8, batch_clips=8, n_bare=16),
     )
     plan: PlanWork = field(default_factory=PlanWork)
+    cost: CostWork = field(default_factory=CostWork)
     n_rounds: int = 10
     runs: Sequence[Path] = ()
 
@@ -68,4 +71,5 @@ def run_data(settings: DataBenchSettings) -> tuple[list[BenchRow], str]:
                 folder / precompute.encoder, precompute, n_rounds=min(settings.n_rounds, FEW_ROUNDS)
             )
     rows += measure_planning(settings.plan, n_rounds=min(settings.n_rounds, SLOW_ROUNDS))
-    return rows + measure_imbalance(settings.plan) + waiting, describe_machine()
+    rows += measure_imbalance(settings.plan) + measure_cost(settings.cost)
+    return rows + waiting, describe_machine()

@@ -271,12 +271,14 @@ def measure_imbalance(work: PlanWork) -> list[BenchRow]:
     return rows
 
 
-def visits_of(text: Int64Array, audio: Int64Array, cost: CostModel) -> VisitSizes:
-    """Visits of so many tokens each, without targets."""
+def visits_of(
+    text: Int64Array, audio: Int64Array, cost: CostModel, *, targets: Int64Array | None = None
+) -> VisitSizes:
+    """Visits of so many tokens each."""
     clips = clip_sizes(len(audio), [(audio, audio, cost.streams[STREAM])])
     return VisitSizes(
         text=text,
-        target=np.zeros_like(text),
+        target=np.zeros_like(text) if targets is None else targets,
         audio=audio,
         rows=clips["rows"].astype(np.int64),
         keys=clips["keys"].astype(np.float64),

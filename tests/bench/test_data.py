@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paltrain.bench.cost import CostWork, random_lengths, relative_error
 from paltrain.bench.data import DataBenchSettings, run_data
 from paltrain.bench.opening import make_manifest_index, make_store_index
 from paltrain.bench.planning import (
@@ -32,6 +33,7 @@ from paltrain.data.shards import FeatureStore
 from paltrain.errors import ConfigError
 
 READER = ReaderWork(5, 4, n_clips=8, clips_per_shard=3, n_samples=16)
+COST = CostWork(n_batches=8, n_rounds=1, n_conversations=(1, 2), n_audio=(10, 90), n_text=(12, 40))
 PLAN = PlanWork(n_clips=3000, n_questions=9000, clips_per_shard=100, n_ranks=4, n_draws=3)
 
 
@@ -41,7 +43,7 @@ def rows() -> dict[str, BenchRow]:
         "logmel", n_clips=12, n_bare=4, clips_per_shard=4, batch_clips=2, clip_s=0.5, workers=0
     )
     settings = DataBenchSettings(
-        (READER,), n_reads=200, precompute=(precompute,), plan=PLAN, n_rounds=2
+        (READER,), n_reads=200, precompute=(precompute,), plan=PLAN, cost=COST, n_rounds=2
     )
     rows, machine = run_data(settings)
     assert machine
@@ -96,6 +98,22 @@ def test_the_ratio_is_that_of_the_speeds(rows: dict[str, BenchRow]) -> None:
     speed = {name: rows[f"reader_speed.{name}@5x4"].value for name in ("paltrain", "webdataset")}
     ratio = rows["reader_speed_ratio_over_webdataset@5x4"].value
     assert ratio == pytest.approx(speed["paltrain"] / speed["webdataset"])
+
+
+def test_the_cost_model_is_judged_by_what_it_was_not_fitted_to(rows: dict[str, BenchRow]) -> None:
+    for route in ("lal", "plits"):
+        assert 0 < rows[f"cost_model_error.{route}"].value < 1
+        assert rows[f"cost_model_error_tokens_alone.{route}"].value > 0
+    cost = np.arange(1.0, 13.0)
+    assert relative_error(cost, 3 + 2 * cost) == pytest.approx(0, abs=1e-9)
+    off = np.where(np.arange(12) % 2, 1.1, 1.0)  # every judged one takes a tenth longer
+    assert relative_error(cost, (3 + 2 * cost) * off) == pytest.approx(1 - 1 / 1.1)
+
+
+def test_lengths_lie_in_their_ranges() -> None:
+    for conversations in random_lengths(COST):
+        assert 1 <= len(conversations) <= 2
+        assert all(10 <= audio <= 90 and 12 <= text <= 40 for audio, text in conversations)
 
 
 def test_dealing_beats_splitting_at_random() -> None:
