@@ -64,4 +64,6 @@ def join_rejected(folder: Path, shards: Sequence[Sequence[str]]) -> dict[str, st
 
 
 def _write(file: Path, lines: Sequence[str]) -> None:
-    write_atomically(file, "".join(line + "\n" for line in lines))
+    """Bytes of a file's name that are no UTF-8 become escapes, as JSON has them."""
+    text = "".join(line + "\n" for line in lines)
+    write_atomically(file, text.encode("utf-8", "backslashreplace").decode())

@@ -148,7 +148,9 @@ def _size(path: Path) -> int:
         ) from error
     except (OSError, ValueError) as error:  # too long a name, no permission; no UTF-8
         reason = getattr(error, "strerror", None) or f"its name is no UTF-8: {path.name!a}"
-        raise AudioError(f"{path!a} cannot be opened ({reason}): rename or replace it") from error
+        raise AudioError(
+            f"{str(path)!a} cannot be opened ({reason}): rename or replace it"
+        ) from error
     if not S_ISREG(stat.st_mode):
         raise AudioError(f"{path} is no file, but a folder or device: name a recording")
     if stat.st_size == 0:
