@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from cluster import slurm
 from cluster.job import Job, Role
 from cluster.local import rank_environment
-from cluster.plan_report import Unknown, line, plan_lines, say
+from cluster.plan_report import line, plan_lines, say
 from cluster.profiles import Scheduler, account_of, faults_of_size
+from cluster.run_data import Unknown, look_at
 from cluster.slurm_env import FIRST_PORT, N_PORTS
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
@@ -29,7 +30,11 @@ def dry_run(jobs: Sequence[Job]) -> str:
         lines += _identity(job, names)
         lines += _text(job, place=number)
         if isinstance(job.config, TrainConfig):
-            lines += plan_lines(job.config, world_size=job.shape.world_size, earlier=names)
+            shape = job.shape
+            data = look_at(
+                job.config, world_size=shape.world_size, n_nodes=shape.nodes, earlier=names
+            )
+            lines += plan_lines(job.config, data)
         sections.append("\n".join(lines))
     return "\n\n".join([*sections, _total(jobs)]) + "\n"
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
 from paltrain.data.build import DataPlan
+from paltrain.data.frames import frame_bytes
 from paltrain.data.mixture import PartShare
 from paltrain.data.plan import StepPlan
+from paltrain.data.selection import further_clips
+from paltrain.data.sizes import CLIP, QuestionSizes, further_sizes
 
 VISITS_AT_ONCE = 100_000
 
@@ -23,6 +27,8 @@ class PlanSummary:
     length table, audio also every stream's store. imbalance: dearest rank / mean rank.
     idle_share: time that ranks wait for the dearest micro-batch of the same number. padding_share:
     tokens of dummy micro-batches (sequences are packed, so there is no other padding).
+    bytes_per_step: of features that all ranks together read; bytes_per_step_and_node: the node that
+    reads most.
     """
 
     n_questions: int
@@ -38,18 +44,27 @@ class PlanSummary:
     imbalance: float | None
     idle_share: float | None
     padding_share: float | None
+    bytes_per_step: float | None
+    bytes_per_step_and_node: float | None
 
 
 def plan_summary(
-    plan: DataPlan, *, world_size: int, n_steps: int = 8, audio_known: bool = True
+    plan: DataPlan,
+    *,
+    world_size: int,
+    n_nodes: int = 1,
+    n_steps: int = 8,
+    audio_known: bool = True,
 ) -> PlanSummary:
-    """Sum up `plan` for `world_size` ranks, from its first `n_steps` steps.
+    """Sum up `plan` for `world_size` ranks on `n_nodes`, from its first `n_steps` steps.
 
     audio_known: False where a configured stream's store is not there yet, so that it is not in
     `plan`.
     """
     tokens = _epoch_tokens(plan) if plan.planner.sizes else None
     steps = _first_steps(plan, world_size, n_steps) if tokens and audio_known else []
+    sizes = _byte_sizes(plan) if steps else None
+    read = [_bytes_by_node(sizes, step, n_nodes) for step in steps if sizes]
     return PlanSummary(
         n_questions=plan.planner.order.n_questions,
         n_clips=plan.n_clips,
@@ -64,6 +79,8 @@ def plan_summary(
         imbalance=_mean([s.balance.imbalance for s in steps]),
         idle_share=_mean([s.balance.idle_share for s in steps]),
         padding_share=_mean([padding_share(s) for s in steps]),
+        bytes_per_step=_mean([sum(by_node) for by_node in read]),
+        bytes_per_step_and_node=_mean([max(by_node) for by_node in read]),
     )
 
 
@@ -72,6 +89,28 @@ def padding_share(step: StepPlan) -> float:
     return step.balance.n_dummies / max(
         step.n_text_tokens + step.n_audio_tokens + step.balance.n_dummies, 1
     )
+
+
+def _bytes_by_node(sizes: QuestionSizes, step: StepPlan, n_nodes: int) -> list[float]:
+    """Bytes of features that each node's ranks read for a step."""
+    starts = np.cumsum([0, *(len(visit.questions) for visit in step.visits)])
+    questions = np.fromiter(chain.from_iterable(v.questions for v in step.visits), np.int64)
+    of_visit = sizes.of_visits(questions, starts).cost
+    of_rank = [of_visit[list(chain.from_iterable(rank))].sum() for rank in step.micro_batches]
+    nodes = np.array_split(np.array(of_rank), n_nodes)  # ranks of a node follow each other
+    return [float(node.sum()) for node in nodes]
+
+
+def _byte_sizes(plan: DataPlan) -> QuestionSizes:
+    """Sizes that count a clip's stored bytes, of all streams, as its cost; all of a cut clip."""
+    assert plan.planner.sizes is not None
+    clips = np.zeros(plan.corpus.n_clips, CLIP)
+    for stream in plan.streams.values():
+        there = np.flatnonzero(stream.n_frames > 0)
+        stored = np.asarray(stream.store.n_frames)[stream.rows[there]]
+        clips["cost"][there] += stored * frame_bytes(stream.store.width, stream.store.dtype)
+    further = further_sizes(clips, *further_clips(plan.corpus))
+    return replace(plan.planner.sizes, clips=clips, further=further)
 
 
 def _epoch_tokens(plan: DataPlan) -> tuple[int, int, int]:

@@ -297,6 +297,24 @@ def test_build_loader_does_it_all(corpus, store, render, table):
     assert len(steps_of(loader)) == 1
 
 
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_summary_counts_the_bytes_that_the_nodes_read(open_loader, plan_of, tmp_path, dtype):
+    """As many as the ranks' loaders put into their batches, in the first steps."""
+    store = write_store(tmp_path / dtype, tiny_features(tiny_clips()), dtype=dtype)
+    plan = plan_of({"mel": store}, questions_per_visit=3)
+    summary = plan_summary(plan, world_size=4, n_nodes=2, n_steps=5)
+    read = np.zeros((2, 5))
+    for rank in range(4):
+        for number, step in enumerate(
+            steps_of(open_loader(plan, rank=rank, world_size=4, n_steps=5))
+        ):
+            frames = sum(int(b.features["mel"].n_frames.sum()) for b in step.batches if b)
+            read[rank // 2, number] += frames * {"float16": 2 * 4, "int8": 4 + 4}[dtype]
+    assert summary.bytes_per_step == pytest.approx(read.sum(axis=0).mean())
+    assert summary.bytes_per_step_and_node == pytest.approx(read.max(axis=0).mean())
+    assert summary.bytes_per_step / 2 <= summary.bytes_per_step_and_node < summary.bytes_per_step
+
+
 def test_a_summary_tells_what_is_known(plan_of, table):
     n_questions = sum(len(clip.questions) for clip in tiny_clips())
     full = plan_summary(plan_of(), world_size=4)
@@ -309,6 +327,7 @@ def test_a_summary_tells_what_is_known(plan_of, table):
     assert blind.n_text_tokens == full.n_text_tokens
     assert blind.n_audio_tokens is None
     assert blind.imbalance is None
+    assert blind.bytes_per_step is None
     bare = plan_summary(plan_of(lengths=None), world_size=4)
     assert (bare.n_visits, bare.steps_per_epoch) == (full.n_visits, full.steps_per_epoch)
     assert bare.n_text_tokens is None

@@ -1,0 +1,203 @@
+"""What the files say of a training run's data: corpus, stores, length table, plan. No torch.
+
+What is absent is named, with how to get it; what does not need it is known all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cluster.preflight.weights import CONFIG, local_folder, read_json
+from paltrain.config.schema import TrainConfig
+from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.packing import CostModel
+from paltrain.data.summary import PlanSummary, plan_summary
+from paltrain.errors import PaltrainError
+from paltrain.run_folder import RunFolder, find_init_folder
+
+if TYPE_CHECKING:
+    from paltrain.data.index import Corpus
+    from paltrain.data.lengths import LengthTable
+    from paltrain.data.shards import FeatureStore
+
+T = TypeVar("T")
+
+
+class Unknown(Exception):  # noqa: N818 - it is printed, not an error
+    """Why a figure cannot be said yet, and how to get what is missing."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run's data, as far as they are known.
+
+    no_stores: by stream without a store, why. plan, summary: None where there can be no plan,
+    `no_plan` says why. no_text, no_audio: why the plan knows no text tokens, no audio tokens; empty
+    where it does. guessed_cost: why the cost of a visit is a guess.
+    """
+
+    corpus: Corpus
+    stores: Mapping[str, FeatureStore]
+    no_stores: Mapping[str, str]
+    plan: DataPlan | None = None
+    summary: PlanSummary | None = None
+    no_plan: str = ""
+    no_text: str = ""
+    no_audio: str = ""
+    guessed_cost: str = ""
+
+
+def look_at(
+    config: TrainConfig, *, world_size: int, n_nodes: int = 1, earlier: Sequence[str] = ()
+) -> RunData | Unknown:
+    """The data of a run of `world_size` ranks on `n_nodes`; Unknown where it has no manifests.
+
+    earlier: names of the runs before it in the chain.
+    """
+    try:
+        corpus = _corpus(config)
+    except Unknown as error:
+        return error
+    stores, no_stores = _stores(config)
+    hears = bool(config.model.streams)
+    lengths, no_text = _try(lambda: _lengths(config, corpus, earlier, hears=hears))
+    cost, guessed_cost = _try(lambda: _cost(config, stores, earlier))
+    data = RunData(
+        corpus,
+        stores,
+        no_stores,
+        no_text=no_text,
+        no_audio="; ".join(no_stores.values()) or no_text,
+        guessed_cost=guessed_cost,
+    )
+    plan, no_plan = _try(lambda: _plan(config, corpus, stores, lengths, cost))
+    if plan is None:
+        return replace(data, no_plan=no_plan)
+    summary = plan_summary(plan, world_size=world_size, n_nodes=n_nodes, audio_known=not no_stores)
+    return replace(data, plan=plan, summary=summary)
+
+
+def known(act: Callable[[], T]) -> T:
+    """`act()`, what a user can mend turned into Unknown."""
+    try:
+        return act()
+    except PaltrainError as error:
+        raise Unknown(str(error)) from error
+
+
+def _try(act: Callable[[], T]) -> tuple[T | None, str]:
+    """`act()`, or why it is unknown."""
+    try:
+        return known(act), ""
+    except Unknown as error:
+        return None, str(error)
+
+
+def _corpus(config: TrainConfig) -> Corpus:
+    from paltrain.data.index import Corpus
+
+    paths = [Path(path) for path in config.data.manifests]
+    absent = [str(path) for path in paths if not path.exists()]
+    if absent:
+        raise Unknown(f"no manifest {', '.join(absent)}; make it with tools/prepare_data.py")
+    return known(lambda: Corpus.open(paths))
+
+
+def _stores(config: TrainConfig) -> tuple[dict[str, FeatureStore], dict[str, str]]:
+    """Each stream's store, or why it has none."""
+    stores, absent = {}, {}
+    for name, stream in config.model.streams.items():
+        try:
+            stores[name] = _store(stream.features)
+        except Unknown as error:
+            absent[name] = str(error)
+    return stores, absent
+
+
+def _store(folder: str) -> FeatureStore:
+    from paltrain.data.shards import FeatureStore
+
+    if not Path(folder).exists():
+        raise Unknown(
+            f"no feature store {folder}; make it with tools/precompute_features.py CONFIG"
+        )
+    return known(lambda: FeatureStore.open(Path(folder)))
+
+
+def _lengths(
+    config: TrainConfig, corpus: Corpus, earlier: Sequence[str], *, hears: bool
+) -> LengthTable:
+    from paltrain.data.lengths import find_length_table
+    from paltrain.model.build import template_fields, tokenizer_source
+    from paltrain.model.tokenization import template_hash, tokenizer_hash
+
+    how = "a launch builds it, or tools/prepare_data.py lengths CONFIG"
+    start = config.stage.init_from
+    before = RunFolder(Path(config.run.root) / (start or ""))
+    if start in earlier and not before.is_finished and not config.model.tokenizer:
+        raise Unknown(f"the tokenizer comes from the run {start}; {how}")
+    init_folder = known(lambda: find_init_folder(config))
+    source = tokenizer_source(config, init_folder)
+    own = RunFolder.of(config).tokenizer
+    if source is None and not own.exists():
+        raise Unknown(f"the tokenizer is trained by the run itself; {how}")
+    tokenizer = known(lambda: tokenizer_hash(source or str(own)))
+    template = template_hash(asdict(template_fields(config))) + ("" if hears else "-text")
+    table = find_length_table(corpus, tokenizer_hash=tokenizer, template_hash=template)
+    if table is None:
+        raise Unknown(f"no length table for this tokenizer and template; {how}")
+    return table
+
+
+def _plan(
+    config: TrainConfig,
+    corpus: Corpus,
+    stores: dict[str, FeatureStore],
+    lengths: LengthTable | None,
+    cost: CostModel | None,
+) -> DataPlan:
+    from paltrain.model.build import audio_token_counts
+
+    return build_plan(
+        config.data,
+        corpus=corpus,
+        stores=stores,
+        lengths=lengths,
+        audio_tokens=audio_token_counts(config),
+        seed=config.run.seed,
+        cost=cost,
+    )
+
+
+def _cost(
+    config: TrainConfig, stores: dict[str, FeatureStore], earlier: Sequence[str]
+) -> CostModel:
+    """What the run's LLM makes of text and audio, by its sizes."""
+    from paltrain.model.build import stream_spec
+    from paltrain.model.cost import visit_costs
+
+    fields = _llm_fields(config, earlier)
+    specs = {
+        name: stream_spec(config.model.streams[name], store.stamp) for name, store in stores.items()
+    }
+    return known(lambda: CostModel.of(visit_costs(fields, specs)))
+
+
+def _llm_fields(config: TrainConfig, earlier: Sequence[str]) -> dict[str, Any]:
+    """The LLM's configuration."""
+    start = config.stage.init_from
+    before = RunFolder(Path(config.run.root) / (start or ""))
+    if start in earlier and not before.is_finished:
+        raise Unknown(f"the model comes from the run {start}")
+    folder = known(lambda: find_init_folder(config))
+    llm = config.model.llm
+    if folder is None and llm is None:
+        n_tokens = config.model.tokenizer_vocab_size or 1  # the head is a small part of the cost
+        return {"vocab_size": n_tokens, **(config.model.architecture or {})}
+    if folder is None:
+        folder = known(lambda: local_folder(str(llm), "model.llm", environment={}))
+    fields = known(lambda: read_json(folder / CONFIG))
+    return dict(fields.get("llm_config", fields))
