@@ -52,6 +52,7 @@ from paltrain.cli import (
     slice_command,
 )
 from paltrain.config.schema import FeaturesConfig
+from paltrain.errors import ConfigError
 from paltrain.slices import EVERYTHING, Slice, number_ranges, parse_slice
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def show(store: Path) -> None:
     missing = f"; missing: {number_ranges(seen.missing)}" if seen.missing else ""
     lost = f"; {seen.n_without_index} without an index: `repair`" if seen.n_without_index else ""
     copies = f"; {seen.n_duplicates} more are copies of others" if seen.n_duplicates else ""
-    to_come = "unknown: no shard is there yet"
+    to_come = "an unknown size (no shard is there yet)"
     if seen.n_bytes_to_come is not None:
         short = seen.n_bytes_to_come > seen.n_bytes_free
         to_come = f"about {seen.n_bytes_to_come / GB:.3g} GB" + (" (NO ROOM)" if short else "")
@@ -289,13 +290,18 @@ def _shards_read(bar: Progress) -> Callable[[int, int], None]:
 
 def _devices(config: FeaturesConfig) -> list[str]:
     """As configured; else every GPU where an encoder has weights, and the CPU without one."""
-    if config.devices:
-        return config.devices
-    if all(encoder.path is None for encoder in config.chosen().values()):
+    if config.devices is None and all(e.path is None for e in config.chosen().values()):
         return ["cpu"]
     import torch
 
-    return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    for device in config.devices or ():
+        if device != "cpu" and device not in ["cuda", *gpus]:
+            raise ConfigError(
+                f"devices: there is no {device} here ({', '.join(gpus) or 'no GPU'}): name those "
+                "that are, or leave it out"
+            )
+    return config.devices or gpus or ["cpu"]
 
 
 def _progress_bar() -> Progress:

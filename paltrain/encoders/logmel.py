@@ -49,6 +49,13 @@ class LogMelEncoder:
         self.width = n_mels
         self.frame_rate_hz = float(frame_rate_hz)
         self._range_hz = (float(f_min_hz), float(f_max_hz))
+        try:
+            self._encode(np.zeros(SAMPLE_RATE_HZ // 10, np.float32))
+        except ValueError as error:
+            raise ConfigError(
+                f"logmel cannot make n_mels={n_mels} bands between {f_min_hz:g} and {f_max_hz:g} Hz "
+                f"({error}): the lowest would be empty; take fewer, or a higher f_min_hz"
+            ) from error
 
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
         return [self._encode(waveform) for waveform in waveforms]

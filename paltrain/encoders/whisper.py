@@ -37,8 +37,7 @@ class WhisperEncoder:
     ) -> None:
         if path is None:
             raise ConfigError(
-                "encoder 'whisper' needs encoder.path: a folder or hub name, e.g. "
-                "openai/whisper-small"
+                "encoder 'whisper' needs its path: a folder or hub name, e.g. openai/whisper-small"
             )
         if compute_dtype not in COMPUTE_DTYPES:
             raise ConfigError(unknown_name("compute_dtype", compute_dtype, list(COMPUTE_DTYPES)))
