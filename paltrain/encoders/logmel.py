@@ -53,7 +53,7 @@ class LogMelEncoder:
             self._encode(np.zeros(SAMPLE_RATE_HZ // 10, np.float32))
         except ValueError as error:
             raise ConfigError(
-                f"logmel cannot make n_mels={n_mels} bands between {f_min_hz:g} and {f_max_hz:g} Hz "
+                f"logmel cannot make n_mels={n_mels} bands from {f_min_hz:g} to {f_max_hz:g} Hz "
                 f"({error}): the lowest would be empty; take fewer, or a higher f_min_hz"
             ) from error
 
