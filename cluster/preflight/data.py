@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Stamp
 from cluster.preflight.weights import encoder_stamp
 from paltrain.config.schema import FeaturesConfig
+from paltrain.data.filters import asked_for, passing
 from paltrain.data.frames import dtype_of, frame_bytes
 from paltrain.data.rejected import rejected_clips
 from paltrain.data.shards import (
@@ -39,11 +40,17 @@ TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a job asks of manifests."""
+    """What a job asks of manifests.
+
+    filters: by dataset and duration, as `asked_for` takes them. parts: of a mixture by name, as
+    `passing` takes them; empty: everything that the filters leave.
+    """
 
     manifests: Sequence[str]
     split: str
     tasks: Sequence[str] | None = None
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,16 +98,21 @@ def _corpus(wanted: Wanted, chain: Chain) -> Corpus:
     faults += [unknown_name("task", task, list(corpus.tasks)) for task in tasks]
     if faults:
         raise ManifestError(f"{', '.join(map(str, wanted.manifests))}: {'; '.join(faults)}")
+    _asked(corpus, wanted)  # raises where a filter names what is not there
     return corpus
 
 
 def _asked(corpus: Corpus, wanted: Wanted) -> BoolArray:
-    """(Q,) the questions of the split and the tasks."""
+    """(Q,) the questions of the split that filters and mixture ask for."""
     in_split = np.asarray(corpus.clip_split) == corpus.splits.index(wanted.split)
     asked: BoolArray = np.repeat(in_split, np.diff(corpus.first_question))
-    if wanted.tasks is not None:
-        numbers = [corpus.tasks.index(task) for task in wanted.tasks]
-        asked &= np.isin(corpus.question_task, numbers)
+    for questions, _ in asked_for(corpus, "data", tasks=wanted.tasks, **wanted.filters):
+        asked &= questions
+    if wanted.parts:
+        parts = [
+            passing(corpus, f"data.mixture.{name}", **part) for name, part in wanted.parts.items()
+        ]
+        asked &= np.any(parts, axis=0)
     return asked
 
 

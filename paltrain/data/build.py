@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paltrain.config.schema import DataConfig, MixtureConfig, QuestionFilter
-from paltrain.data.filters import asked_for, of_manifest
+from paltrain.config.schema import DataConfig, QuestionFilter
+from paltrain.data.filters import asked_for, passing
 from paltrain.data.lengths import LengthTable
 from paltrain.data.mixture import Part, PartShare, mix
 from paltrain.data.order import Int32Array, VisitOrder
@@ -158,12 +158,21 @@ def _keep_asked_for(selector: Selector, config: DataConfig, corpus: Corpus) -> N
         raise ManifestError(unknown_name("data.split", config.split, splits))
     in_split = np.asarray(corpus.clip_split) == splits.index(config.split)
     selector.keep_clips(in_split, f"not of split '{config.split}'")
-    for questions, otherwise in asked_for(corpus, "data", **_filters(config)):
+    for questions, otherwise in asked_for(corpus, "data", **filters_of(config)):
         selector.keep(questions, otherwise)
 
 
-def _filters(config: QuestionFilter) -> dict[str, Any]:
+def filters_of(config: QuestionFilter) -> dict[str, Any]:
+    """What `asked_for` takes."""
     return {field.name: getattr(config, field.name) for field in fields(QuestionFilter)}
+
+
+def parts_of(config: DataConfig) -> dict[str, dict[str, Any]]:
+    """By part of the mixture, what `passing` takes."""
+    return {
+        name: {"manifest": part.manifest, **filters_of(part)}
+        for name, part in config.mixture.items()
+    }
 
 
 def _mix(
@@ -172,10 +181,11 @@ def _mix(
     """(Q,) how often each question is asked (None: once), and the shares of the mixture's parts."""
     if not config.mixture:
         return None, {}
-    parts = [
-        Part(name, _part(name, part, selector, config, corpus), part.weight, part.max_questions)
-        for name, part in config.mixture.items()
-    ]
+    parts = []
+    for name, filters in parts_of(config).items():
+        asked = selector.kept & passing(corpus, f"data.mixture.{name}", **filters)
+        part = config.mixture[name]
+        parts.append(Part(name, asked, part.weight, part.max_questions))
     selector.keep(np.any([part.asked for part in parts], axis=0), "in no part of data.mixture")
     times, shares = mix(parts, np.asarray(corpus.first_question))
     selector.keep(times > 0, "beyond weight or max_questions of their part of data.mixture")
@@ -185,21 +195,6 @@ def _mix(
             *(name, share.n_questions, share.n_clips, share.n_asked, 100 * share.share),
         )
     return times, shares
-
-
-def _part(
-    name: str, part: MixtureConfig, selector: Selector, config: DataConfig, corpus: Corpus
-) -> NDArray[np.bool_]:
-    """(Q,) what a part of the mixture selects of the questions that are left."""
-    asked = selector.kept.copy()
-    for questions, _ in asked_for(corpus, f"data.mixture.{name}", **_filters(part)):
-        asked &= questions
-    if part.manifest is not None:
-        key = f"manifest in data.mixture.{name}"
-        if part.manifest not in config.manifests:
-            raise ManifestError(unknown_name(key, part.manifest, config.manifests))
-        asked &= of_manifest(corpus, config.manifests.index(part.manifest))
-    return asked
 
 
 def _join(

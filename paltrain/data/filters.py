@@ -6,7 +6,8 @@ A run's data have one such filter, and each part of its mixture another one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +53,20 @@ def asked_for(
         yield _hears(corpus, short_enough), f"longer than {where}.max_duration_s"
 
 
-def of_manifest(corpus: Corpus, number: int) -> BoolArray:
-    """(Q,) the questions of the corpus's manifest `number`."""
-    of_clip = corpus.clip_manifest == number
-    of_question: BoolArray = np.repeat(of_clip, np.diff(corpus.first_question))
-    return of_question
+def passing(corpus: Corpus, where: str, *, manifest: str | None, **filters: Any) -> BoolArray:
+    """(Q,) the questions that pass all filters (see `asked_for`), of that manifest if one is named.
+
+    Raises:
+        ManifestError: an unknown task, dataset or manifest.
+    """
+    kept = np.ones(corpus.n_questions, bool)
+    for questions, _ in asked_for(corpus, where, **filters):
+        kept &= questions
+    if manifest is not None:
+        paths = [str(path) for path in corpus.manifests]
+        number = _numbers("manifest", f"{where}.manifest", [str(Path(manifest))], paths)
+        kept &= np.repeat(corpus.clip_manifest == number[0], np.diff(corpus.first_question))
+    return kept
 
 
 def _hears(corpus: Corpus, clips: BoolArray) -> BoolArray:

@@ -270,6 +270,30 @@ def test_a_split_without_questions_of_the_task(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"datasets": ["sounds"]},
+        {"mixture": {"known": {"datasets": ["sounds"]}}},
+        {"mixture": {"short": {"max_duration_s": 5.0}}},
+    ],
+)
+def test_clips_that_are_not_asked_for_need_no_features(tmp_path, data):
+    store = write_sounds(tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    music = Clip("long", "long.flac", 300.0, "music", "train", (question("long", "a tune"),))
+    write_manifest(manifest, [*read_manifest(manifest), music])
+    assert not problems_of(jobs(hearing(tmp_path, store, "one", None, data=data)))
+    everything = hearing(tmp_path, store, "two", None)
+    assert "(the first is 'long')" in only_problem(everything)
+
+
+def test_a_mixture_of_what_is_not_there(tmp_path):
+    write_texts(tmp_path)
+    config = write_config(tmp_path, data={"mixture": {"speech": {"datasets": ["speach"]}}})
+    assert "unknown dataset in data.mixture.speech.datasets 'speach'" in only_problem(config)
+
+
 def test_a_shard_without_its_index(tmp_path):
     store = write_sounds(tmp_path)
     shard_index_path(store, 2).unlink()

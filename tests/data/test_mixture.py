@@ -160,7 +160,10 @@ def test_a_run_says_what_each_part_is_of_an_epoch(plan_of, caplog):
     [
         ({"datasets": ["speach"]}, "unknown dataset in data.datasets 'speach' .did you mean"),
         ({"mixture": {"a": {"tasks": ["whihc"]}}}, "unknown task in data.mixture.a.tasks 'whihc'"),
-        ({"mixture": {"a": {"manifest": "third"}}}, "unknown manifest in data.mixture.a 'third'"),
+        (
+            {"mixture": {"a": {"manifest": "third"}}},
+            "unknown manifest in data.mixture.a.manifest 'third'",
+        ),
         (
             {"mixture": {"a": {}, "b": {"datasets": ["sounds"], "max_duration_s": 1}}},
             "data.mixture.b selects no question",
