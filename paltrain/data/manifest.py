@@ -24,6 +24,7 @@ from typing import Any
 from paltrain.errors import ManifestError, unknown_name
 
 MAX_FAULTS_SHOWN = 20
+LONGEST_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def parse_clip(line: bytes | str, where: str) -> Clip:
         values = json.loads(line)
     except ValueError as error:
         raise ManifestError(f"{where}: a line must be one JSON object; {error}") from error
+    _check_characters(line, values, where)
     values = _checked(values, Clip, where)
     questions = [
         _question(question, f"{where}: questions[{number}]")
@@ -131,6 +133,22 @@ def parse_clip(line: bytes | str, where: str) -> Clip:
         questions=tuple(questions),
         content=_content(values.get("content"), f"{where}: content"),
     )
+
+
+def _check_characters(line: bytes | str, values: Any, where: str) -> None:
+    """Refuse what JSON can escape and text cannot hold: halves of characters, and NUL in an id."""
+    escaped = line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
+    if b"\\u" not in escaped:
+        return
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ManifestError(
+            f"{where}: holds half a character ({error.object[error.start]!a}, a surrogate alone): "
+            "write that text again"
+        ) from error
+    if isinstance(values, dict) and "\0" in str(values.get("id")):
+        raise ManifestError(f"{where}: id must hold no NUL, is {values['id']!a:.80}")
 
 
 def _question(values: Any, where: str) -> Question:
@@ -194,8 +212,9 @@ def _content(value: Any, where: str) -> str | None:
 
 
 def _duration(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise ManifestError(f"{where}: duration_s must be seconds from 0 on, is {value!r}")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= LONGEST_S:
+        raise ManifestError(f"{where}: duration_s must be seconds from 0 on, is {value!r:.80}")
     return float(value)
 
 

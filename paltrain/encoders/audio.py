@@ -7,8 +7,8 @@ the loudest is taken. soundfile returns what it could read of a cut-off file wit
 what was read is compared with what the file declares. Silence is a sound: it is accepted, and
 `is_silent` tells.
 
-Cost: memory follows what a file holds, not what its header claims: 4 bytes a sample of one channel,
-at its own rate and at the rate asked for (three hours at 48 kHz: 2 GB and, at 16 kHz, 0.7 GB).
+Cost: memory follows what a file holds, not what its header claims: 8 bytes a sample of one channel
+(three hours at 44.1 kHz: 4 GB).
 """
 
 from __future__ import annotations

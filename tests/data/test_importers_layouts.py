@@ -421,6 +421,8 @@ def test_openaqa_finds_recordings_by_map_path_and_name(tmp_path):
         entry("/elsewhere/r/twice.flac"),
         entry("here/LZq4Neh-oWU.flac", output=" "),
         {"instruction": "What?", "output": "A dog."},
+        entry("here/LZq4Neh-oWU.flac", output="A \ud83e."),
+        entry(f"/elsewhere/{'long' * 100}.flac"),
     ]
     file = tmp_path / "openaqa.json"
     file.write_text(json.dumps(entries, indent=1))
@@ -446,6 +448,8 @@ def test_openaqa_finds_recordings_by_map_path_and_name(tmp_path):
         (6, "ambiguous file name"),
         (7, "empty label or text"),
         (8, "broken line"),
+        (9, "broken line"),
+        (10, "missing file"),
     ]
     assert "name its folder with --audio-dir or --map" in reasons(imported)
 

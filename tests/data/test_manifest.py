@@ -94,6 +94,12 @@ def test_the_index_follows_the_text(tmp_path: Path) -> None:
     [
         ({"questions": [{"id": "q", "task": "t", "instruction": "i"}]}, "missing answer"),
         ({"duration_s": -1}, "duration_s must be seconds from 0 on, is -1"),
+        ({"duration_s": float("inf")}, "duration_s must be seconds from 0 on, is inf"),
+        ({"duration_s": 10**400}, "duration_s must be seconds from 0 on, is 1000"),
+        ({"duration_s": True}, "duration_s must be seconds from 0 on, is True"),
+        ({"content": "0x12"}, "content must be 16 hex digits"),
+        ({"id": "c\0"}, r"id must hold no NUL, is 'c\\x00'"),
+        ({"split": "\ud83e"}, r"holds half a character \('\\ud83e', a surrogate alone\)"),
         ({"duratoin_s": 1}, r"unknown field 'duratoin_s' \(did you mean 'duration_s'"),
         ({"questions": "none"}, "questions must be a list"),
         ({"id": ""}, "id must be a text that is not empty"),

@@ -30,7 +30,7 @@ from typing import Any
 from paltrain.data.importers.aside import AMBIGUOUS, BROKEN, EMPTY, MISSING, Aside
 from paltrain.data.importers.ask import CLASSIFICATION, DESCRIBE, OPEN_ENDED, TEMPORAL, Draft
 from paltrain.data.importers.collect import Found
-from paltrain.data.importers.recordings import AudioFolder
+from paltrain.data.importers.recordings import AudioFolder, is_utf8
 from paltrain.data.importers.rows import read_json_list
 
 DATASET = "openaqa"
@@ -115,12 +115,15 @@ def _n_same_folders(path: Path, audio_id: str) -> int:
 
 
 def _texts(entry: Any, aside: Aside, file: str, number: int) -> dict[str, str] | None:
-    """The needed texts of an entry; None, and set aside, if one is missing or empty."""
+    """The needed texts of an entry; None, and set aside, if one is missing, empty or no text."""
     if not isinstance(entry, dict) or not all(isinstance(entry.get(key), str) for key in NEEDED):
         reason = f"must be an object with the texts {', '.join(NEEDED)}, is {entry!r:.80}"
         aside.add(BROKEN, reason, file=file, line=number)
         return None
     texts = {key: entry[key].strip() for key in NEEDED}
+    if not all(is_utf8(text) for text in entry.values() if isinstance(text, str)):
+        aside.add(BROKEN, "holds half a character (a surrogate alone)", file=file, line=number)
+        return None
     empty = [key for key, text in texts.items() if not text]
     if empty:
         aside.add(EMPTY, f"no {' and no '.join(empty)}", file=file, line=number)

@@ -103,9 +103,9 @@ def audio_below(folder: Path) -> Iterator[str]:
                 yield os.path.relpath(os.path.join(here, file), folder)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file's name is text, as manifests and libsndfile need it."""
-    return name == name.encode("utf-8", "replace").decode()
+def is_utf8(text: str) -> bool:
+    """Whether it is text, as manifests and libsndfile need it, and has no half characters."""
+    return text.isascii() or text == text.encode("utf-8", "replace").decode()
 
 
 @contextmanager
