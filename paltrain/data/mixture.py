@@ -61,19 +61,22 @@ def mix(
         ManifestError: a part selects nothing.
     """
     times = np.zeros(int(first_question[-1]), np.int32)
-    drawn = {part.name: _draw(part) for part in parts}
-    total = sum(int(of_part.sum()) for _, of_part in drawn.values())
-    shares = {}
-    for name, (questions, of_part) in drawn.items():
-        times[questions] += of_part
-        clips = np.searchsorted(first_question, questions, side="right")
-        n_asked = int(of_part.sum())
-        shares[name] = PartShare(len(questions), len(np.unique(clips)), n_asked, n_asked / total)
-    return times, shares
+    counts = {}
+    for part in parts:
+        of_part = _draw(part)
+        times += of_part
+        asked = np.flatnonzero(of_part)
+        clip = np.searchsorted(first_question, asked, side="right")
+        counts[part.name] = (len(asked), 1 + int(np.count_nonzero(np.diff(clip))), of_part.sum())
+    total = int(times.sum())
+    return times, {
+        name: PartShare(n_questions, n_clips, int(n_asked), int(n_asked) / total)
+        for name, (n_questions, n_clips, n_asked) in counts.items()
+    }
 
 
-def _draw(part: Part) -> tuple[Int64Array, Int32Array]:
-    """The questions of a part that are asked, and how often each."""
+def _draw(part: Part) -> Int32Array:
+    """(Q,) how often a part asks each question."""
     questions = np.flatnonzero(part.asked)
     if not len(questions):
         raise ManifestError(
@@ -90,6 +93,7 @@ def _draw(part: Part) -> tuple[Int64Array, Int32Array]:
             f"data.mixture.{part.name}.weight={part.weight:g} of {len(questions)} questions is "
             "none: raise it"
         )
-    times = np.full(len(questions), n_whole, np.int32)
-    times[:n_more] += 1
-    return questions[times > 0], times[times > 0]
+    times = np.zeros(len(part.asked), np.int32)
+    times[questions] = n_whole
+    times[questions[:n_more]] += 1
+    return times
