@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from paltrain.data.assignment import assign_shards
 from paltrain.data.coverage import coverage
-from paltrain.data.duplicates import read_duplicates, warn_of_leaks
+from paltrain.data.duplicates import by_stored_clip, read_duplicates, warn_of_leaks
 from paltrain.data.importers.recordings import content_of
 from paltrain.data.index import Corpus
 from paltrain.data.manifest import Clip, Question, write_manifest
@@ -261,6 +262,19 @@ def test_a_duplicate_of_what_no_shard_is_for_is_found_and_given_a_place(
     os.unlink(file)
     run(Corpus.open([shared]), store)
     assert verify_store(store) == []
+
+
+def test_a_duplicate_whose_content_nobody_knows_gets_a_place_if_its_original_has_none(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "duplicates.jsonl").write_text('{"clip": "a", "same_as": "gone"}\n')
+    assert assign_shards(tmp_path, ["a", "b"], clips_per_shard=1) == [["a"], ["b"]]
+    assert read_duplicates(tmp_path) == {}
+
+
+def test_recordings_go_by_the_ids_that_they_are_stored_under() -> None:
+    duplicates = {"b": "a", "c": "x", "d": "x", "e": "y"}
+    assert by_stored_clip({"a": 0, "b": 1, "c": 2, "d": 3}, duplicates) == {"a": 0, "x": 2}
 
 
 def test_the_same_recording_in_two_splits_is_warned_of(
