@@ -26,7 +26,7 @@ from typing import Any
 
 import yaml
 
-from paltrain.config.load import save_config, to_yaml
+from paltrain.config.load import load_config, save_config, to_yaml
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.files import write_json
@@ -163,14 +163,21 @@ def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None)
 
 def check_same(folder: RunFolder, config: TrainConfig) -> None:
     """Raises ConfigError listing the keys that shape the result and differ from the run's own."""
-    old = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    changed = differences(old, yaml.safe_load(to_yaml(config)))
+    changed = differences(_saved(folder.config), yaml.safe_load(to_yaml(config)))
     if changed:
         raise ConfigError(
             f"the run {folder.path} was started with another configuration:\n  "
             + "\n  ".join(changed)
             + "\nrestore it, choose another run.name, or start anew with run.fresh=true"
         )
+
+
+def _saved(file: Path) -> Any:
+    """A saved configuration; a key that has come into the schema since has its default there."""
+    try:
+        return yaml.safe_load(to_yaml(load_config(TrainConfig, [file], [])))
+    except ConfigError:  # a key that has gone since: shown as it stands
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ import threading
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from paltrain.config.schema import (
     CheckpointConfig,
@@ -111,6 +112,21 @@ def test_how_data_are_brought_near_may_change_when_a_run_goes_on(config):
     check_same(folder, replace(config, data=faster))
     with pytest.raises(ConfigError, match=r"data.window_shards: 16 -> 3"):
         check_same(folder, replace(config, data=replace(faster, window_shards=3)))
+
+
+def test_a_run_of_an_earlier_version_lacks_keys_that_have_their_defaults(config):
+    folder = prepare_run(config)
+    saved = yaml.safe_load(folder.config.read_text())
+    for key in ("mixture", "max_duration_s"):
+        del saved["data"][key]
+    folder.config.write_text(yaml.safe_dump(saved))
+    check_same(folder, config)
+    shorter = replace(config, data=replace(config.data, max_duration_s=9.0))
+    with pytest.raises(ConfigError, match=r"data.max_duration_s: None -> 9.0"):
+        check_same(folder, shorter)
+    folder.config.write_text(yaml.safe_dump(saved | {"gone": {"since": 1}}))
+    with pytest.raises(ConfigError, match=r"gone.since: 1 -> 'absent'"):
+        check_same(folder, config)
 
 
 def test_init_from_is_a_finished_runs_model(config):
