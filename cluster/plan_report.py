@@ -61,8 +61,14 @@ def _plan_lines(
         ("idle share", plan.idle_share, why_no_audio),
         ("padding share", plan.padding_share, why_no_audio),
         ("read per step", _bytes(plan.bytes_per_step), why_no_audio),
-        ("  by one node", _bytes(plan.bytes_per_step_and_node), why_no_audio),
+        (
+            "read per node",
+            _bytes(plan.bytes_per_step_and_node, ", by the one with most"),
+            why_no_audio,
+        ),
     ]
+    if not config.model.streams:
+        rows = [row for row in rows if row[0] not in ("read per step", "read per node")]
     rows += [(f"part {name}", _share(share), "") for name, share in plan.mixture.items()]
     unknown: dict[str, list[str]] = {}
     for label, value, reason in rows:
@@ -72,15 +78,15 @@ def _plan_lines(
             shown = f"{value:.3f}" if isinstance(value, float) else str(value)
             yield line("  " + label, shown)
     for reason, labels in unknown.items():
-        yield f"  {', '.join(label.strip() for label in labels)}: unknown: {reason}"
+        yield f"  {', '.join(labels)}: unknown: {reason}"
 
 
-def _bytes(n_bytes: float | None) -> str | None:
-    """Of features, in words."""
+def _bytes(n_bytes: float | None, by_whom: str = "") -> str | None:
+    """Of features in a step, in words."""
     if n_bytes is None:
         return None
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if n_bytes >= s), ("kB", 1e3))
-    return f"{n_bytes / size:.3g} {unit} of features"
+    return f"{n_bytes / size:.3g} {unit} of features{by_whom}"
 
 
 def _share(part: PartShare) -> str:

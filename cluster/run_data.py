@@ -131,25 +131,52 @@ def _lengths(
     config: TrainConfig, corpus: Corpus, earlier: Sequence[str], *, hears: bool
 ) -> LengthTable:
     from paltrain.data.lengths import find_length_table
-    from paltrain.model.build import template_fields, tokenizer_source
+    from paltrain.model.build import template_fields
     from paltrain.model.tokenization import template_hash, tokenizer_hash
 
-    how = "a launch builds it, or tools/prepare_data.py lengths CONFIG"
-    start = config.stage.init_from
-    before = RunFolder(Path(config.run.root) / (start or ""))
-    if start in earlier and not before.is_finished and not config.model.tokenizer:
-        raise Unknown(f"the tokenizer comes from the run {start}; {how}")
-    init_folder = known(lambda: find_init_folder(config))
-    source = tokenizer_source(config, init_folder)
-    own = RunFolder.of(config).tokenizer
-    if source is None and not own.exists():
-        raise Unknown(f"the tokenizer is trained by the run itself; {how}")
-    tokenizer = known(lambda: tokenizer_hash(source or str(own)))
+    tokenizer = known(lambda: tokenizer_hash(_tokenizer(config, earlier)))
     template = template_hash(asdict(template_fields(config))) + ("" if hears else "-text")
     table = find_length_table(corpus, tokenizer_hash=tokenizer, template_hash=template)
     if table is None:
-        raise Unknown(f"no length table for this tokenizer and template; {how}")
+        raise Unknown(
+            "no length table for this tokenizer and template; a launch makes it, or "
+            "tools/plan_data.py CONFIG --lengths"
+        )
     return table
+
+
+def _tokenizer(config: TrainConfig, earlier: Sequence[str] = ()) -> str:
+    """Folder or hub name of the run's tokenizer."""
+    from paltrain.model.build import tokenizer_source
+
+    start = config.stage.init_from
+    before = RunFolder(Path(config.run.root) / (start or ""))
+    if start in earlier and not before.is_finished and not config.model.tokenizer:
+        raise Unknown(f"the tokenizer comes from the run {start}, which comes first")
+    source = tokenizer_source(config, known(lambda: find_init_folder(config)))
+    own = RunFolder.of(config).tokenizer
+    if source is None and not own.exists():
+        raise Unknown("the tokenizer is trained by the run itself, when it is launched")
+    return source or str(own)
+
+
+def make_lengths(config: TrainConfig) -> None:
+    """Write the length table that is missing; loads the tokenizer, and with it torch.
+
+    Raises:
+        Unknown: there are no manifests, or no tokenizer yet.
+        PaltrainError: the tokenizer cannot be loaded, or no question can be trained on.
+    """
+    from paltrain.data.lengths import QuestionRenderer, build_length_table, find_length_table
+    from paltrain.model.build import build_template
+    from paltrain.model.tokenization import load_tokenizer, tokenizer_hash
+
+    corpus, source = _corpus(config), _tokenizer(config)
+    template = build_template(config, load_tokenizer(source))
+    render = QuestionRenderer(template, hears=bool(config.model.streams))
+    hashed = tokenizer_hash(source)
+    if find_length_table(corpus, tokenizer_hash=hashed, template_hash=render.hash) is None:
+        build_length_table(corpus, render, tokenizer_hash=hashed, template_hash=render.hash)
 
 
 def _plan(

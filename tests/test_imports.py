@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 LEVELS = [
-    {"errors", "log", "files"},
+    {"errors", "log", "files", "disk"},
     {"config", "batch", "comm", "cli", "slices", "run_folder", "status"},
     {"encoders"},
     {"model", "data"},
@@ -61,6 +61,7 @@ TORCH_FREE = [
     "cluster",
     "tools.jobs",
     "tools.launch",
+    "tools.plan_data",
 ]
 
 

@@ -266,8 +266,8 @@ def loader_of(
 
     if plan.lengths is None:
         raise ManifestError(
-            "there is no length table for these manifests, tokenizer and template: build it "
-            "(tools/prepare_data.py lengths)"
+            "there is no length table for these manifests, tokenizer and template: make it with "
+            "tools/plan_data.py CONFIG --lengths"
         )
     bad = BadSamples(plan.corpus, bad_samples, at_most=config.max_bad_samples, rank=rank)
     collate = Collator(

@@ -277,7 +277,7 @@ def test_what_cannot_be_trained_on_is_refused_before_training(plan_of, changes, 
 
 
 def test_a_loader_needs_a_length_table(plan_of, open_loader):
-    with pytest.raises(ManifestError, match="prepare_data.py lengths"):
+    with pytest.raises(ManifestError, match="plan_data.py CONFIG --lengths"):
         open_loader(plan_of(lengths=None))
 
 
