@@ -31,6 +31,7 @@ from paltrain.data.shards import (
 from paltrain.errors import StoreError
 from paltrain.files import beside, locked, write_atomically
 
+MAKE_WRITABLE = "make room there, or take write permission"
 Sample = tuple[str, NDArray[np.floating[Any]]]  # clip id, frames
 
 
@@ -38,14 +39,20 @@ def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
     """Make `folder` a store of `stamp`, or find that it is one already.
 
     Raises:
-        StoreError: it holds features of another encoder; names the fields that differ.
+        StoreError: it holds features of another encoder; names the fields that differ. Or it
+            cannot be written.
     """
     file = folder / "store.json"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
-            if not file.exists():
-                write_atomically(file, json.dumps(dict(stamp), indent=2) + "\n")
+    try:
+        if not file.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder):
+                if not file.exists():
+                    write_atomically(file, json.dumps(dict(stamp), indent=2) + "\n")
+    except OSError as error:
+        raise StoreError(
+            f"{file} cannot be written: {error.strerror}; name another store, or {MAKE_WRITABLE}"
+        ) from error
     if differences := stamp_differences(read_stamp(folder), stamp):
         raise StoreError(
             f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
@@ -81,8 +88,8 @@ def write_shard(
                 os.replace(tar, final)
     except OSError as error:
         raise StoreError(
-            f"{final} cannot be written: {error.strerror}; make room and run the same command "
-            "again: whole shards are kept"
+            f"{final} cannot be written: {error.strerror}; {MAKE_WRITABLE} and run the same "
+            "command again: whole shards are kept"
         ) from error
     finally:
         tar.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The loader: each rank's share of the same steps, read ahead, resumable, patient."""
 
 import json
+import re
 import threading
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from paltrain.data.build import build_plan
 from paltrain.data.lengths import build_length_table
 from paltrain.data.loader import build_loader, loader_of
 from paltrain.data.plan import DataState
+from paltrain.data.shards import shard_path
 from paltrain.data.summary import plan_summary
 from paltrain.errors import ConfigError, ManifestError, TrainingError
 from tests.data.conftest import half_as_many, tiny_clips, tiny_features, write_store
@@ -213,6 +215,47 @@ def test_a_bad_clip_keeps_the_run_going_and_is_written_down(open_loader, plan_of
     assert {(entry["clip"], entry["stream"]) for entry in entries} == {("clip10", "mel")}
     assert all("clip10" in entry["reason"] for entry in entries)
     assert torn[-1].stats["bad_samples"] == len(entries)
+
+
+def cut(tar):
+    tar.write_bytes(tar.read_bytes()[:2000])
+
+
+HARMS = {
+    "torn": (cut, "is torn"),
+    "gone": (lambda tar: tar.unlink(), "cannot be opened: No such file"),
+    "noise": (lambda tar: tar.write_bytes(b"x" * tar.stat().st_size), r"not those .*\(checksum\)"),
+    "another": (lambda tar: tar.write_bytes(shard_path(tar.parent, 3).read_bytes()), "clip 'clip"),
+    "half-written": (lambda tar: tar.rename(tar.with_name(f".{tar.name}.0a")), "cannot be opened"),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("reader_threads", [1, 4])
+def test_a_shard_damaged_while_training_costs_its_own_clips_alone(
+    open_loader, plan_of, tmp_path, harm, reader_threads
+):
+    """Shard 2 of five: clips 11 to 15, since clip 3 is text."""
+    store = write_store(tmp_path / "store", tiny_features(tiny_clips()))
+    plan, whole = plan_of({"mel": store}), steps_of(open_loader(plan_of({"mel": store}), n_steps=8))
+    act, says = HARMS[harm]
+    act(shard_path(tmp_path / "store", 2))
+    bad = tmp_path / "bad_samples.jsonl"
+    config = replace(CONFIG, reader_threads=reader_threads)
+    rest = steps_of(open_loader(plan, config=config, n_steps=8, bad_samples=bad))
+    assert [ids_of(step) for step in rest] == [ids_of(step) for step in whole]
+    entries = [json.loads(line) for line in bad.read_text().splitlines()]
+    assert entries
+    assert {entry["clip"] for entry in entries} <= {f"clip{n}" for n in range(11, 16)}
+    assert all(re.search(says, entry["reason"]) for entry in entries), entries[0]
+    lost = {question for entry in entries for question in entry["questions"]}
+    for before, after in zip(whole, rest, strict=True):
+        n_lost = sum(name in lost for name in ids_of(after))
+        weights = [
+            sum(float(b.target_weights.sum()) for b in step.batches if b is not None)
+            for step in (before, after)
+        ]
+        assert (weights[1] < weights[0]) == bool(n_lost)
 
 
 def test_too_many_bad_clips_end_the_run(open_loader, plan_of, tmp_path):

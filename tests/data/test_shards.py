@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -25,6 +29,7 @@ from paltrain.errors import StoreError
 from tests.data.conftest import tiny_clips, tiny_features, write_store
 
 N_STORES = 40
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def random_features(n: int = 12, width: int = 3) -> dict[str, np.ndarray]:
@@ -186,12 +191,115 @@ def test_no_store_says_how_to_make_one(tmp_path: Path) -> None:
         FeatureStore.open(tmp_path)
 
 
-def test_a_read_only_store_is_read(tmp_path: Path) -> None:
+def test_a_merged_index_that_is_gone_is_made_again(tmp_path: Path) -> None:
     write_store(tmp_path, tiny_features(tiny_clips()))
     (tmp_path / "index.npy").unlink()
     store = FeatureStore.open(tmp_path)
     assert len(store) == 23
     assert (tmp_path / "index.npy").exists()
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from paltrain.data.shard_writer import claim_store, write_shard
+from paltrain.data.shards import FeatureStore
+from paltrain.errors import StoreError
+if os.getuid() == 0:
+    os.setuid(65534)  # root may write everywhere
+folder = Path(sys.argv[1])
+store = FeatureStore.open(folder)
+print(len(store), store.read("clip.7/ü").shape)
+for write in (
+    lambda: write_shard(folder, 3, [("new", np.ones((2, 3)))]),
+    lambda: claim_store(folder / "below", store.stamp),
+):
+    try:
+        write()
+    except StoreError as error:
+        print(error)
+claim_store(folder, store.stamp)
+"""
+
+
+def test_a_read_only_store_is_read_and_writing_to_it_is_refused() -> None:
+    with TemporaryDirectory(prefix="paltrain-") as scratch:  # where everybody may look
+        folder = Path(scratch) / "store"
+        write_store(folder, random_features())
+        (folder / "index.npy").unlink()  # and cannot be kept
+        there = sorted(path.name for path in folder.iterdir())
+        for path in (Path(scratch), folder):
+            path.chmod(0o555)
+        words = [sys.executable, "-c", READ_ONLY, str(folder)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT)
+        for path in (Path(scratch), folder):
+            path.chmod(0o755)
+        assert done.stderr == ""
+        read, shard, claim = done.stdout.splitlines()
+        assert read == "12 (8, 3)"
+        remedy = "make room there, or take write permission"
+        assert f"shard-000003.tar cannot be written: Permission denied; {remedy} and run" in shard
+        assert "below/store.json cannot be written: Permission denied; name another" in claim
+        assert sorted(path.name for path in folder.iterdir()) == there
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_full_disk_takes_a_shard_away_and_keeps_the_others(tmp_path: Path, dtype: str) -> None:
+    """A limit on file size stands for the full disk."""
+    features = random_features(5)
+    write_store(tmp_path, features, dtype=dtype)
+    assign_shards(tmp_path, ["large"], clips_per_shard=5)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    try:
+        with pytest.raises(
+            StoreError, match=r"shard-000001\.tar cannot be written: File too large"
+        ):
+            write_shard(tmp_path, 1, [("large", np.ones((30_000, 3)))], dtype=dtype)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    store = FeatureStore.open(tmp_path)
+    assert [store.read(clip).shape for clip in features] == [(1 + n, 3) for n in range(5)]
+    write_shard(tmp_path, 1, [("large", np.ones((30_000, 3)))], dtype=dtype)  # room was made
+    assert FeatureStore.open(tmp_path).read("large").min() == 1
+
+
+def test_a_store_is_not_touched_by_a_claim_of_another_encoder(tmp_path: Path) -> None:
+    features = random_features()
+    store = write_store(tmp_path, features)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = {**store.stamp, "weight_hash": "1", "width": 9}
+    with pytest.raises(StoreError, match=r"holds features of another encoder \(weight_hash: '0'"):
+        claim_store(tmp_path, other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_message_does_without_the_name_if_the_assignment_is_gone(tmp_path: Path) -> None:
+    store = write_store(tmp_path, random_features())
+    tar = shard_path(tmp_path, 2)
+    tar.write_bytes(tar.read_bytes()[:1600])
+    (tmp_path / "shards.jsonl").write_text("{half", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"torn: of clip 'number 1[01]' \d+ of \d+ bytes"):
+        store.read("clip.11/ü")
+    (tmp_path / "shards.jsonl").unlink()
+    with pytest.raises(StoreError, match=r"torn: of clip 'number 1[01]'"):
+        store.read("clip.11/ü")
+
+
+def test_a_disk_that_fails_is_an_error_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write_store(tmp_path, random_features())
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    with pytest.raises(StoreError, match=r"shard-000001\.tar cannot be read: Input/output error"):
+        store.read("clip.7/ü")
 
 
 def test_a_shard_that_comes_with_an_older_time_is_seen(tmp_path: Path) -> None:
