@@ -149,7 +149,7 @@ class DataConfig(QuestionFilter):
     # are those of the node: $TMPDIR/shards. When it pays: paltrain/data/shard_cache.py.
     cache_dir: str | None = None
     cache_gb: float = 100.0  # the copies of all processes together
-    reader_threads: int = 4  # that read a micro-batch's clips; 1: one after the other
+    reader_threads: int = 4  # that share the reading where it waits for the disk
 
 
 @dataclass

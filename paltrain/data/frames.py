@@ -26,7 +26,7 @@ FLOAT16, INT8 = "float16", "int8"
 DTYPES = (FLOAT16, INT8)
 MOST = 127  # of an int8 value; -128 is not used
 LARGEST = float(np.finfo(np.float16).max)
-FRAMES_AT_ONCE = 64  # converted while they lie in the processor's cache
+VALUES_AT_ONCE = 1 << 17  # converted while they lie in the processor's cache
 
 Float16Array = NDArray[np.float16]
 
@@ -92,7 +92,7 @@ class Unpacker(threading.local):
     def __init__(self) -> None:
         self._record_bytes = np.empty(0, np.uint8)
         self._product = np.empty((0, 0), np.float32)
-        self._sign = np.empty((0, 0), np.int16)
+        self._sign = np.empty((0, 0), np.int16)  # of the same shape
 
     def records(self, n_frames: int, width: int) -> NDArray[Any]:
         """(n_frames,) records to read into, valid until the thread's next call."""
@@ -114,12 +114,13 @@ class Unpacker(threading.local):
             float16             s   eeeee mmmmmmmmmm
         """
         width = out.shape[1]
-        if self._product.shape[1] != width:
-            self._product = np.empty((FRAMES_AT_ONCE, width), np.float32)
-            self._sign = np.empty((FRAMES_AT_ONCE, width), np.int16)
+        n_at_once = max(1, VALUES_AT_ONCE // width)
+        if self._product.shape != (n_at_once, width):
+            self._product = np.empty((n_at_once, width), np.float32)
+            self._sign = np.empty((n_at_once, width), np.int16)
         scale = (records["scale"] * np.float32(2.0**-112))[:, None]
-        for first in range(0, len(out), FRAMES_AT_ONCE):
-            values = records["values"][first : first + FRAMES_AT_ONCE]
+        for first in range(0, len(out), n_at_once):
+            values = records["values"][first : first + n_at_once]
             product, sign = self._product[: len(values)], self._sign[: len(values)]
             bits, half = product.view(np.uint32), out[first : first + len(values)].view(np.uint16)
             np.copyto(product, values)

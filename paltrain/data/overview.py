@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paltrain.data.duplicates import read_duplicates
+from paltrain.data.frames import FLOAT16
 from paltrain.data.rejected import read_rejected
 from paltrain.data.shards import (
     finished_shards,
@@ -55,7 +56,7 @@ def overview(folder: Path) -> Overview:
     rejected = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
     return Overview(
         encoder=f"{stamp['encoder']['type']}, {stamp['frame_rate_hz']:g} frames of width "
-        f"{stamp['width']} per second",
+        f"{stamp['width']} per second, {stamp.get('dtype', FLOAT16)}",
         n_shards=len(done) + len(missing),
         n_shards_done=len(done),
         missing=missing,

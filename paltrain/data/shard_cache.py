@@ -214,7 +214,7 @@ def _claimed(part: Path) -> Iterator[BinaryIO | None]:
 
     The claim falls with its process.
     """
-    with open(os.open(part, os.O_RDWR | os.O_CREAT), "r+b") as file:
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

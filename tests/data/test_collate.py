@@ -1,5 +1,6 @@
 """Packing: what questions share, whose features go where, what a bad clip leaves behind."""
 
+import math
 import threading
 import time
 from itertools import count
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from paltrain.batch import RenderedQuestion
+from paltrain.data import readers
 from paltrain.data.collate import Asked, BufferPool, Collator, pack
 from paltrain.data.lengths import build_length_table
 from paltrain.data.plan import Visit
@@ -206,7 +208,14 @@ def test_a_buffer_is_used_again_only_when_nobody_looks_at_it():
     assert pool.take(5, 8).ctypes.data == address
 
 
+@pytest.fixture
+def eager(monkeypatch):
+    """Helpers join in at once."""
+    monkeypatch.setattr(readers, "WAIT_S", -math.inf)
+
+
 @pytest.mark.parametrize("n_threads", [2, 4, 30])
+@pytest.mark.usefixtures("eager")
 def test_threads_read_the_same_and_name_bad_clips_in_the_same_order(store, corpus, n_threads):
     streams = [join_store(name, store, corpus)[0] for name in ("a", "b")]
     torn = [Torn(stream, clip) for stream, clip in zip(streams, (7, 2), strict=True)]
@@ -215,9 +224,9 @@ def test_threads_read_the_same_and_name_bad_clips_in_the_same_order(store, corpu
     slow = [Slow(stream, delay_s) for stream, delay_s in zip(torn, (0.003, 0.0), strict=True)]
     alone, told = [], []
     expected = pack(visits, torn, on_bad=alone.append)
-    readers = Readers(n_threads)
-    batch = pack(visits, slow, readers=readers, on_bad=told.append)
-    readers.close()
+    pool = Readers(n_threads)
+    batch = pack(visits, slow, readers=pool, on_bad=told.append)
+    pool.close()
     assert told == alone
     assert [(sample.stream, sample.clip) for sample in told] == [("a", 7)] * 2 + [("b", 2)] * 2
     for name, features in expected.features.items():
@@ -239,22 +248,38 @@ class Slow:
         self._stream.read_into(clip, out)
 
 
+@pytest.mark.usefixtures("eager")
 def test_buffers_are_used_again_after_threads_have_read_into_them(stream):
-    readers, pool = Readers(3), BufferPool()
+    pool, buffers = Readers(3), BufferPool()
     visits = [[ask("ab", "cd", clips=[clip])] for clip in (1, 2, 6, 7, 8)]
     for _ in range(20):
-        batch = pack(visits, [stream], pool=pool, readers=readers)
+        batch = pack(visits, [stream], pool=buffers, readers=pool)
         del batch
-    readers.close()
-    assert len(pool._buffers) == 1
+    pool.close()
+    assert len(buffers._buffers) == 1
 
 
-def test_one_thread_is_no_pool(stream):
-    readers = Readers(1)
-    assert readers.map(lambda place: threading.current_thread().name, 3) == ["MainThread"] * 3
+def reader_names(pool, *, wait_s):
+    """Who reads 12 pieces that take so long each."""
+
+    def act(place):
+        time.sleep(wait_s)
+        return threading.current_thread().name
+
+    names = pool.map(act, 12)
+    pool.close()
+    return set(names)
+
+
+def test_what_waits_for_a_disk_is_read_by_several_threads_and_what_does_not_by_one(monkeypatch):
+    assert 1 < len(reader_names(Readers(4), wait_s=0.02)) <= 4
+    assert reader_names(Readers(1), wait_s=0.02) == {"MainThread"}
+    monkeypatch.setattr(readers, "WAIT_S", 5.0)  # on a busy machine every thread waits a little
+    assert reader_names(Readers(4), wait_s=0.0) == {"MainThread"}
     assert Readers(4).map(lambda place: place, 0) == []
 
 
+@pytest.mark.usefixtures("eager")
 def test_what_goes_wrong_in_a_thread_is_raised_when_all_are_done():
     done = []
 
@@ -264,9 +289,9 @@ def test_what_goes_wrong_in_a_thread_is_raised_when_all_are_done():
         time.sleep(0.01)
         done.append(place)
 
-    readers = Readers(3)
+    pool = Readers(3)
     with pytest.raises(ZeroDivisionError):
-        readers.map(act, 9)
+        pool.map(act, 9)
     n_done = len(done)
-    readers.close()
+    pool.close()
     assert len(done) == n_done > 0

@@ -10,8 +10,8 @@ import pytest
 from paltrain.data.frames import (
     DTYPES,
     FLOAT16,
-    FRAMES_AT_ONCE,
     INT8,
+    VALUES_AT_ONCE,
     Unpacker,
     dtype_of,
     fault_of,
@@ -59,10 +59,12 @@ def test_unpacking_is_the_product_rounded_to_float16(largest: float) -> None:
     np.testing.assert_allclose(np.abs(exact[off] - expected[off]), unit / 2, rtol=0.02)
 
 
-@pytest.mark.parametrize("n", [1, FRAMES_AT_ONCE, FRAMES_AT_ONCE + 1, 5 * FRAMES_AT_ONCE - 1])
-def test_any_number_of_frames_is_unpacked(n: int) -> None:
-    frames = random_frames(n, 5)
-    np.testing.assert_allclose(unpacked(pack_frames(frames, INT8), 5), frames, atol=0.02)
+@pytest.mark.parametrize("width", [1, 6000, VALUES_AT_ONCE + 1])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_any_number_of_frames_is_unpacked(width: int, more: int) -> None:
+    n = 2 * max(1, VALUES_AT_ONCE // width) + more
+    frames = random_frames(n, width)
+    np.testing.assert_allclose(unpacked(pack_frames(frames, INT8), width), frames, atol=0.02)
 
 
 def test_frames_of_zeros_and_of_one_sign_stay_so() -> None:

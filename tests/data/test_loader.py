@@ -1,6 +1,7 @@
 """The loader: each rank's share of the same steps, read ahead, resumable, patient."""
 
 import json
+import math
 import re
 import threading
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from paltrain.config.schema import DataConfig
+from paltrain.data import readers
 from paltrain.data.build import build_plan
 from paltrain.data.lengths import build_length_table
 from paltrain.data.loader import build_loader, loader_of
@@ -146,7 +148,10 @@ def test_settings_that_do_not_touch_the_order_do_not_change_its_name(plan_of):
     assert changed.planner.fingerprint == plan_of().planner.fingerprint
 
 
-def test_reading_ahead_stops_at_the_queue_and_ends_with_the_loader(open_loader, plan_of, render):
+def test_reading_ahead_stops_at_the_queue_and_ends_with_the_loader(
+    open_loader, plan_of, render, monkeypatch
+):
+    monkeypatch.setattr(readers, "WAIT_S", -math.inf)  # threads help at once
     rendered = []
 
     def counting(clip, question):
@@ -233,9 +238,10 @@ HARMS = {
 @pytest.mark.parametrize("harm", HARMS)
 @pytest.mark.parametrize("reader_threads", [1, 4])
 def test_a_shard_damaged_while_training_costs_its_own_clips_alone(
-    open_loader, plan_of, tmp_path, harm, reader_threads
+    open_loader, plan_of, tmp_path, monkeypatch, harm, reader_threads
 ):
     """Shard 2 of five: clips 11 to 15, since clip 3 is text."""
+    monkeypatch.setattr(readers, "WAIT_S", -math.inf)
     store = write_store(tmp_path / "store", tiny_features(tiny_clips()))
     plan, whole = plan_of({"mel": store}), steps_of(open_loader(plan_of({"mel": store}), n_steps=8))
     act, says = HARMS[harm]
