@@ -12,6 +12,7 @@ text need the length table, which a launch makes; --lengths makes it here, if th
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -27,26 +28,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = config_parser(__doc__)
-    parser.add_argument("--nodes", type=int, metavar="N", help="default: launch.nodes")
-    parser.add_argument(
-        "--gpus-per-node",
-        type=int,
-        metavar="G",
-        help="processes on each; default: launch.processes_per_node, launch.gpus_per_node, or 1",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="the picture, .png, .svg or .pdf; default: plan_RUN.png in the current folder",
-    )
-    parser.add_argument(
-        "--lengths",
-        action="store_true",
-        help="make the length table if there is none (loads the tokenizer, and with it torch)",
-    )
-    arguments = parse_config_arguments(parser, argv)
+    arguments = parse_config_arguments(_parser(), argv)
     if len(arguments.configs) != 1:
         raise ConfigError(f"one CONFIG at a time, not {len(arguments.configs)}: name one run")
     (config,) = load_each(TrainConfig, arguments)
@@ -66,6 +48,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(line("world size", f"{nodes * processes} ({shape})"))
     print("\n".join(plan_lines(config, data)))
     print(line("picture", _draw(config, data, picture, shape)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = config_parser(__doc__)
+    parser.add_argument("--nodes", type=int, metavar="N", help="default: launch.nodes")
+    parser.add_argument(
+        "--gpus-per-node",
+        type=int,
+        metavar="G",
+        help="processes on each; default: launch.processes_per_node, launch.gpus_per_node, or 1",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the picture, .png, .svg or .pdf; default: plan_RUN.png in the current folder",
+    )
+    parser.add_argument(
+        "--lengths",
+        action="store_true",
+        help="make the length table if there is none (loads the tokenizer, and with it torch)",
+    )
+    return parser
 
 
 def _at_least_one(option: str, said: int | None, otherwise: int) -> int:

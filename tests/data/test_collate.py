@@ -17,7 +17,7 @@ from paltrain.data.plan import Visit
 from paltrain.data.readers import Readers
 from paltrain.data.selection import StreamFeatures, join_store
 from paltrain.errors import ManifestError, StoreError, TrainingError
-from tests.data.conftest import WIDTH, tiny_clips
+from tests.data.conftest import WIDTH, tiny_clips, tiny_features, write_store
 
 
 @pytest.fixture
@@ -110,8 +110,11 @@ def test_each_clip_gets_its_own_frames_in_the_order_of_pieces(stream):
     assert packed.values[:, 0].tolist() == [7.0] * 12 + [2.0] * 7 + [6.0] * 11
 
 
-def test_a_truncated_clip_keeps_its_beginning(store, corpus):
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_a_truncated_clip_keeps_its_beginning(tmp_path, corpus, dtype):
+    store = write_store(tmp_path / dtype, tiny_features(tiny_clips()), dtype=dtype)
     store_frames = store.read("clip7")
+    assert store_frames.tolist() == [[7.0] * WIDTH] * 12
     stream, over = join_store("mel", store, corpus, max_frames=8, truncate=True)
     assert not over.any()
     values = pack([[ask("ab", "cd", clips=[7])]], [stream]).features["mel"].values
