@@ -72,6 +72,7 @@ class ShardCache:
         self._copies: dict[Path, Path] = {}  # by original
         self._used_at: dict[Path, float] = {}  # by copy, as noted on the disk
         self._ask_after: dict[Path, float] = {}  # by original
+        self._dropped: set[Path] = set()  # originals
         self._asked: SimpleQueue[Path | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -101,7 +102,7 @@ class ShardCache:
             os.unlink(copy)
         except OSError:  # given way just now
             return
-        self._ask_after[shard] = math.inf
+        self._dropped.add(shard)
         log.warning("%s was not what %s is, and is removed: is its disk well?", copy, shard)
 
     def close(self) -> None:
@@ -118,7 +119,9 @@ class ShardCache:
 
     def _ask_for(self, shard: Path) -> None:
         with self._lock:
-            if self._stop.is_set() or time.monotonic() < self._ask_after.get(shard, -math.inf):
+            if self._stop.is_set() or shard in self._dropped:
+                return
+            if time.monotonic() < self._ask_after.get(shard, -math.inf):
                 return
             self._ask_after[shard] = math.inf  # until the thread is done with it
             self._asked.put(shard)
