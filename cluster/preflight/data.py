@@ -1,7 +1,8 @@
 """Preflight of what a job reads: manifests, and feature stores joined to them.
 
-A store must be whole: questions on a clip without features are left out of training, and a store
-that grows later keeps a run from going on, since the clips in use fix the order of its data.
+A store must have every clip that is asked for: questions on a clip without features are left out of
+training, and if it got them later the run could not go on, since the clips in use fix the order of
+its data. What it is to get of other manifests does not matter.
 """
 
 from __future__ import annotations
@@ -232,12 +233,6 @@ def _faults_of(name: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> 
             f"stream '{name}': {len(audit.absent)} of the {audit.n_wanted} clips of split "
             f"'{wanted.split}' have no features in {folder}, beside {audit.n_rejected} set aside "
             f"(the first is '{audit.absent[0]}'){'; ' * bool(unmade)}{unmade}: run {command}"
-        )
-    elif unmade:
-        faults.append(
-            f"stream '{name}': {folder} is unfinished: {unmade}; a store that grows keeps a run "
-            "from going on: name the manifests that it is for and run "
-            f"{command}"
         )
     if audit.torn:
         path = shard_path(folder, audit.torn[0])

@@ -19,7 +19,7 @@ from paltrain.config.schema import DataConfig, QuestionFilter
 from paltrain.data.filters import asked_for, passing
 from paltrain.data.lengths import LengthTable
 from paltrain.data.mixture import Part, PartShare, mix
-from paltrain.data.order import Int32Array, VisitOrder
+from paltrain.data.order import Int32Array, Int64Array, VisitOrder
 from paltrain.data.packing import CostModel
 from paltrain.data.plan import Planner, questions_that_fit
 from paltrain.data.selection import (
@@ -117,7 +117,7 @@ def build_plan(
         text_budget=config.text_token_budget,
         audio_budget=config.audio_token_budget,
         cost=cost,
-        fingerprint=_fingerprint(config, corpus, selected.questions, lengths, streams, sizes),
+        fingerprint=_fingerprint(config, corpus, selected, lengths, streams, sizes),
     )
     n_clips = int((selected.layer == 0).sum())
     return DataPlan(corpus, planner, streams, lengths, selector.left_out, n_clips, shares)
@@ -249,7 +249,7 @@ def _sizes(
 def _fingerprint(
     config: DataConfig,
     corpus: Corpus,
-    questions: Int32Array,
+    selected: Selected,
     lengths: LengthTable | None,
     streams: Mapping[str, StreamFeatures],
     sizes: QuestionSizes | None,
@@ -262,18 +262,25 @@ def _fingerprint(
         config.audio_token_budget,
         config.window_shards,
     )
-    features = [f"{name}={stream.store.fingerprint}" for name, stream in streams.items()]
+    heard = _heard(corpus, selected)
+    features = [f"{name}={stream.hash_of(heard)}" for name, stream in streams.items()]
     parts = {
         "manifests": corpus.fingerprint.encode(),
-        "questions": questions.tobytes(),
+        "questions": selected.questions.tobytes(),
         "plan": repr(plan).encode(),
         "tokens": lengths.fingerprint.encode() if lengths else b"",
         "features": " ".join(features).encode(),
-        "audio_tokens": sizes.clips["audio"].tobytes() if sizes else b"",
+        "audio_tokens": sizes.clips["audio"][heard].tobytes() if sizes else b"",
     }
     return " ".join(
         f"{name}:{hashlib.sha256(data).hexdigest()[:12]}" for name, data in parts.items()
     )
+
+
+def _heard(corpus: Corpus, selected: Selected) -> Int64Array:
+    """The clips in use, and the further ones of the questions in use."""
+    questions, further = further_clips(corpus)
+    return np.concatenate([selected.clips, further[np.isin(questions, selected.questions)]])
 
 
 def _name(corpus: Corpus, first_question: NDArray[np.int64], question: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from paltrain.data.order import Int32Array, Int64Array
@@ -42,6 +43,12 @@ class StreamFeatures:
     def width(self) -> int:
         width: int = self.store.width
         return width
+
+    def hash_of(self, clips: NDArray[np.integer]) -> str:
+        """Names the features of these clips, and which of them have none."""
+        rows = self.rows[clips]
+        has = rows >= 0
+        return f"{self.store.hash_of(rows[has])}-{xxhash.xxh3_64_hexdigest(has.tobytes())[:4]}"
 
     def read_into(self, clip: int, out: NDArray[np.float16]) -> None:
         """Fill `out` (n_frames[clip], width); raises StoreError where the store is torn."""

@@ -29,7 +29,7 @@ from paltrain.errors import ConfigError
 from paltrain.eval.answer import Answerer, Asker, answer_all
 from paltrain.eval.baseline import RecordedSpectra, StoredSpectra, average_spectrum_baseline
 from paltrain.eval.evaluation import Evaluation, lacks_of, other_numbers, part_of
-from paltrain.eval.questions import choose_questions, heard_clips, keys_of
+from paltrain.eval.questions import choose_questions, clips_in_use, heard_clips, keys_of
 from paltrain.eval.records import (
     BASELINE_FILE,
     SHUFFLED_SUFFIX,
@@ -168,12 +168,13 @@ def _evaluations_of(
     for shuffled in (False, True) if with_control else (False,):
         seed = config.seed if shuffled else None
         heard = heard_clips(corpus, chosen.questions, shuffle_seed=seed)
+        in_use = clips_in_use(corpus, chosen.questions)
         identity = {
             "model": hash_of_model,
             "manifests": corpus.fingerprint,
             "questions": xxhash.xxh3_64_hexdigest(chosen.questions.tobytes()),
             "heard": xxhash.xxh3_64_hexdigest(heard.tobytes()),
-            "features": {stream.name: stream.store.fingerprint for stream in streams},
+            "features": {stream.name: stream.hash_of(in_use) for stream in streams},
             "max_new_tokens": config.max_new_tokens,
             "among_options": config.among_options,
         }

@@ -80,10 +80,17 @@ def heard_clips(corpus: Corpus, questions: IntArray, *, shuffle_seed: int | None
     heard = np.arange(corpus.n_clips)
     if shuffle_seed is None:
         return heard
-    in_use = np.unique([clip for q in questions for clip in corpus.clips_of(int(q))])
-    in_use = in_use[np.asarray(corpus.has_audio)[in_use]] if len(in_use) else in_use
+    in_use = clips_in_use(corpus, questions)
     heard[in_use] = in_use[derangement(len(in_use), seed=shuffle_seed)]
     return heard
+
+
+def clips_in_use(corpus: Corpus, questions: IntArray) -> IntArray:
+    """The clips with audio that `questions` hear, ascending."""
+    clips = np.unique([clip for q in questions for clip in corpus.clips_of(int(q))]).astype(
+        np.int64
+    )
+    return clips[np.asarray(corpus.has_audio)[clips]]
 
 
 def slice_numbers(corpus: Corpus, questions: IntArray, n_slices: int) -> IntArray:

@@ -117,17 +117,16 @@ def test_shared_recordings_are_stored_once_and_read_by_both_ids(
 def test_a_manifest_of_known_recordings_alone_makes_no_shard(tmp_path: Path, whole: Path) -> None:
     store = tmp_path / "store"
     run(Corpus.open([whole]), store)
-    before = (contents(store), FeatureStore.open(store).fingerprint)
+    before = contents(store)
     copy = manifest(tmp_path / "copy", {f"copy/{n}": n for n in range(10)})
     report = run(Corpus.open([copy]), store)
     assert (report.n_clips, report.n_encoded) == (10, 0)
-    assert contents(store) == before[0]
+    assert contents(store) == before
     opened = FeatureStore.open(store)
     ids = [f"{name}/{n}" for n in range(10) for name in ("set", "copy")]
     rows = opened.rows_of([*ids, "none"])
     np.testing.assert_array_equal(rows[:-1:2], rows[1::2])
     assert rows[-1] == -1
-    assert opened.fingerprint != before[1]
     joined, _ = join_store("mel", opened, Corpus.open([whole, copy]))
     np.testing.assert_array_equal(joined.n_frames[:10], joined.n_frames[10:])
     assert (joined.n_frames > 0).all()

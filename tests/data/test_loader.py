@@ -143,6 +143,21 @@ def test_a_checkpoint_of_another_order_is_refused_by_name(open_loader, plan_of, 
         open_loader(plan_of(**changes), state=state)
 
 
+def test_a_store_may_grow_while_a_run_trains_but_not_change_what_it_reads(plan_of, store, tmp_path):
+    before = plan_of().planner.fingerprint
+    features = tiny_features(tiny_clips())
+    later = {f"later{n}": np.ones((3, store.width), np.float16) for n in range(7)}
+    grown = write_store(tmp_path / "features", {**features, **later})
+    assert len(grown) == len(store) + 7
+    assert plan_of({"mel": grown}).planner.fingerprint == before
+    for clip in ("clip1", "clip6"):  # one that is asked about, one that a question hears besides
+        other = {**features, clip: features[clip] + 1}
+        changed = write_store(tmp_path / f"other {clip}", other)
+        assert plan_of({"mel": changed}, tasks=["which"]).planner.fingerprint != (
+            plan_of({"mel": store}, tasks=["which"]).planner.fingerprint
+        )
+
+
 def test_settings_that_do_not_touch_the_order_do_not_change_its_name(plan_of):
     changed = plan_of(prefetch_steps=1, max_bad_samples=0)
     assert changed.planner.fingerprint == plan_of().planner.fingerprint
