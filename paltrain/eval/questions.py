@@ -87,10 +87,8 @@ def heard_clips(corpus: Corpus, questions: IntArray, *, shuffle_seed: int | None
 
 def clips_in_use(corpus: Corpus, questions: IntArray) -> IntArray:
     """The clips with audio that `questions` hear, ascending."""
-    clips = np.unique([clip for q in questions for clip in corpus.clips_of(int(q))]).astype(
-        np.int64
-    )
-    return clips[np.asarray(corpus.has_audio)[clips]]
+    heard = sorted({clip for q in questions for clip in corpus.clips_of(int(q))})
+    return np.array([clip for clip in heard if corpus.has_audio[clip]], np.int64)
 
 
 def slice_numbers(corpus: Corpus, questions: IntArray, n_slices: int) -> IntArray:
