@@ -85,7 +85,7 @@ def steps_together(loader: Loader, comm: Comm) -> Iterator[dict[str, Any]]:
 
 
 def main(folder: Path, n_steps: int, state_in: str, out: Path) -> None:
-    comm = Comm.from_environment(timeout_s=30)
+    comm = Comm.from_environment(timeout_s=120)
     state = None
     if state_in != "start":
         saved = json.loads(Path(state_in).read_text(encoding="utf-8"))

@@ -85,6 +85,7 @@ def test_a_killed_rank_ends_the_job_in_seconds_and_it_goes_on_from_the_last_chec
     assert done == list(range(1, len(done) + 1))
 
 
+@pytest.mark.slurm_long
 def test_told_before_its_time_is_up_it_saves_and_goes_on_in_the_next_job(slurm, tmp_path):
     config = write_run(tmp_path, launch={"time_min": 1})
     folder, job_id = submitted(write_profile(tmp_path), config)
