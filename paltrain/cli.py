@@ -151,7 +151,7 @@ def check_merge(arguments: argparse.Namespace, slice_: str | None) -> None:
 def slice_command(tool: str, arguments: argparse.Namespace, *options: str) -> str:
     """The command that makes slice I of `arguments.merge`; options: further ones of the tool."""
     words = [word for word in arguments.words if not word.startswith("slice=")]
-    return shlex.join(["python", tool, *words, *options, f"slice=I/{arguments.merge}"])
+    return shlex.join(["python", tool, *words, *options, "--slice", f"I/{arguments.merge}"])
 
 
 class Progress:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from paltrain.errors import IncompleteError
+from paltrain.errors import ConfigError, IncompleteError
 
 Slice = tuple[int, int]  # (i, n): slice i of n, i from 0
 
@@ -32,15 +32,23 @@ def parse_slice(text: str | None) -> Slice:
 def slice_of_array() -> str | None:
     """The slice of this process as a task of a Slurm array, by the array's own variables.
 
-    None outside an array, and in one with gaps (`--array=3,17`), which tells a task not which of
-    its slices it is.
+    None outside an array.
+
+    Raises:
+        ConfigError: the array has gaps (`--array=3,17`), so that no task knows its slice.
     """
     if "SLURM_ARRAY_TASK_COUNT" not in os.environ:
         return None
-    names = ("ID", "COUNT", "MIN", "MAX", "STEP")
-    task, n_tasks, first, last, step = (int(os.environ[f"SLURM_ARRAY_TASK_{n}"]) for n in names)
-    is_whole = first + (n_tasks - 1) * step == last
-    return f"{(task - first) // step}/{n_tasks}" if n_tasks > 1 and is_whole else None
+    defaults = {"ID": "0", "COUNT": "1", "MIN": "0", "MAX": "0", "STEP": "1"}
+    task, n_tasks, first, last, step = (
+        int(os.environ.get(f"SLURM_ARRAY_TASK_{name}", value)) for name, value in defaults.items()
+    )
+    if first + (n_tasks - 1) * step != last:
+        raise ConfigError(
+            f"this is task {task} of a Slurm array with gaps ({n_tasks} tasks from {first} to "
+            f"{last}): say which slice it makes, e.g. --slice $SLURM_ARRAY_TASK_ID/64"
+        )
+    return f"{(task - first) // step}/{n_tasks}" if n_tasks > 1 else None
 
 
 @dataclass(frozen=True)

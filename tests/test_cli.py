@@ -153,7 +153,7 @@ def test_a_merge_of_no_slices_or_of_one_slice_is_refused():
 def test_the_command_of_a_slice_can_be_pasted():
     arguments = slice_arguments("my config.yaml", "a=1", "slice=2/8", "--merge", "4")
     made = slice_command("tools/t.py", arguments, "--with-control")
-    assert made == "python tools/t.py 'my config.yaml' a=1 --with-control slice=I/4"
+    assert made == "python tools/t.py 'my config.yaml' a=1 --with-control --slice I/4"
 
 
 def test_a_status_file_follows_the_work_to_its_end(tmp_path):

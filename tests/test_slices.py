@@ -2,8 +2,15 @@
 
 import pytest
 
-from paltrain.errors import IncompleteError
-from paltrain.slices import EVERYTHING, Lack, incomplete, number_ranges, parse_slice
+from paltrain.errors import ConfigError, IncompleteError
+from paltrain.slices import (
+    EVERYTHING,
+    Lack,
+    incomplete,
+    number_ranges,
+    parse_slice,
+    slice_of_array,
+)
 
 
 def test_a_slice_is_counted_from_zero_and_none_is_everything():
@@ -40,3 +47,25 @@ def test_of_many_incomplete_slices_all_numbers_are_still_named():
     assert len(lines) < 30
     assert "  and 480 more" in lines
     assert "I being 0-499" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "part"),
+    [
+        ({}, None),
+        ({"ID": "2", "COUNT": "4", "MIN": "0", "MAX": "3", "STEP": "1"}, "2/4"),
+        ({"ID": "7", "COUNT": "3", "MIN": "3", "MAX": "7", "STEP": "2"}, "2/3"),
+        ({"ID": "5", "COUNT": "1", "MIN": "5", "MAX": "5"}, None),
+    ],
+)
+def test_a_slurm_array_tells_the_slice(monkeypatch, variables, part):
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    assert slice_of_array() == part
+
+
+def test_an_array_with_gaps_tells_no_slice(monkeypatch):
+    for name, value in {"ID": "17", "COUNT": "2", "MIN": "3", "MAX": "17", "STEP": "1"}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    with pytest.raises(ConfigError, match=r"task 17 of a Slurm array with gaps.*say which slice"):
+        slice_of_array()

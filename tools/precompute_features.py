@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -79,7 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = load_merged(FeaturesConfig, arguments)
     check_merge(arguments, config.slice)
     if arguments.status:
-        show_status(config)
+        from cluster.feature_status import status_lines
+
+        for line in status_lines(config):
+            print(line)
         return
     with progress_in(arguments.heartbeat) as told:
         if arguments.merge is None:
@@ -99,7 +101,9 @@ def compute(config: FeaturesConfig, told: Told) -> None:
     targets = build_targets(config)
     started = time.monotonic()
     with _progress_bar() as bar:
-        task = bar.add_task("features", total=None, speed="")
+        n_encoders = len(targets)
+        what = "recordings" if n_encoders == 1 else f"recordings x {n_encoders} encoders"
+        task = bar.add_task(what, total=None, speed="")
 
         def show(done: int, total: int, audio_s: float) -> None:
             told(done, total)
@@ -143,10 +147,8 @@ def build_targets(config: FeaturesConfig) -> dict[str, Target]:
 def _print_report(
     name: str, report: PrecomputeReport, config: FeaturesConfig, slice_of: Slice
 ) -> None:
-    from paltrain.data.duplicates import read_duplicates
     from paltrain.data.rejected import rejected_path
 
-    n_duplicates = len(read_duplicates(Path(config.stores()[name])))
     part = "" if slice_of == EVERYTHING else f", slice {config.slice}"
     set_aside = rejected_path(Path(config.stores()[name]), slice_of)
     print(
@@ -154,15 +156,16 @@ def _print_report(
         f"{report.n_encoded} encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} "
         f"MB), of them {report.n_silent} silent; {report.n_rejected} set aside"
         + (f" in {set_aside}" if report.n_rejected else "")
-        + (f"; {n_duplicates} more in the store are copies of others" if n_duplicates else "")
     )
 
 
 def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) -> None:
     """Join what the slices made, if all of them are whole."""
+    from cluster.feature_status import check_encoders
     from paltrain.data.index import Corpus
     from paltrain.data.merge import merge_features
 
+    check_encoders(config)
     corpus = Corpus.open(config.manifests)
     for name, store in config.stores().items():
         report = merge_features(
@@ -181,46 +184,6 @@ def merge(config: FeaturesConfig, *, n_slices: int, command: str, told: Told) ->
             + (f"; {report.n_duplicates} are copies of others" if report.n_duplicates else "")
             + f"; {report.n_shards} shards"
         )
-
-
-def show_status(config: FeaturesConfig) -> None:
-    """What of every encoder's features is done and missing, and the room for the rest."""
-    from cluster.preflight.weights import encoder_stamp
-    from paltrain.data.coverage import coverage
-    from paltrain.data.index import Corpus
-    from paltrain.data.shards import read_stamp
-    from paltrain.disk import room_at
-    from paltrain.errors import PaltrainError
-
-    corpus = Corpus.open(config.manifests)
-    to_come = 0
-    for name, store in config.stores().items():
-        seen = coverage(corpus, Path(store))
-        try:
-            known = (Path(store) / "store.json").is_file()
-            stamp = (
-                read_stamp(Path(store))
-                if known
-                else encoder_stamp(config.encoders[name], environment=os.environ)
-            )
-            n_bytes = seen.n_bytes_to_come(stamp)
-            to_come += n_bytes
-            needed = f"{n_bytes / GB:.3g} GB to come ({stamp['dtype']})"
-        except PaltrainError as error:
-            needed = f"size unknown: {error}"
-        print(
-            f"{name}: {seen.n_clips - seen.n_missing} of {seen.n_clips} recordings done, "
-            f"{seen.n_missing} missing ({seen.missing_s / 3600:.3g} h), {seen.n_rejected} set "
-            f"aside; {needed} -> {store}"
-        )
-    room = room_at(Path(config.folder))
-    quota = (
-        "quota unknown (neither `lfs quota` nor `quota` tells)"
-        if room.n_bytes_of_quota is None
-        else f"{room.n_bytes_of_quota / GB:.3g} GB left of the quota"
-    )
-    short = ": NO ROOM" if to_come > room.n_bytes else ""
-    print(f"{to_come / GB:.3g} GB to come; {room.n_bytes_free / GB:.3g} GB free, {quota}{short}")
 
 
 def about_store(words: Sequence[str]) -> None:

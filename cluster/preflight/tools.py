@@ -56,7 +56,7 @@ def look_at_features(job: Job, chain: Chain, findings: Findings) -> None:
         findings.good.append(
             f"encoder {name}: {stamp['frame_rate_hz']:g} frames of width {stamp['width']} a second"
         )
-        findings.attempt(partial(_check_claim, Path(store), stamp))
+        findings.attempt(partial(check_claim, Path(store), stamp))
         if encoder.path is not None:
             _look_at_weights(job, encoder, chain, findings)
         if corpus is not None:
@@ -64,7 +64,7 @@ def look_at_features(job: Job, chain: Chain, findings: Findings) -> None:
             chain.needs.append(Need(job.name, Path(store), n_bytes, f"features of {name}"))
 
 
-def _check_claim(store: Path, stamp: dict[str, Any]) -> None:
+def check_claim(store: Path, stamp: dict[str, Any]) -> None:
     """Raises StoreError where the store is another encoder's, as far as the stamps say."""
     if not (store / "store.json").is_file():
         return

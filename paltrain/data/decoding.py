@@ -6,9 +6,10 @@ same clips share the decoding. A recording is decoded once and resampled to ever
 
 from __future__ import annotations
 
+import signal
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +22,7 @@ from paltrain.errors import AudioError, ConfigError
 
 DECODED_PER_TASK = 16  # recordings a worker decodes at a time
 WORKS_AHEAD = 2
+LOOK_S = 0.5  # how often it is told that nothing is ready yet
 
 Recording = tuple[str, Path]  # clip id, file
 Decoded = Mapping[int, Waveform] | str  # by sample rate, or why there is none
@@ -36,8 +38,9 @@ class Work:
 
 def decode_ahead(
     works: Sequence[Work], rates_hz: Sequence[int], workers: int
-) -> Generator[tuple[Work, list[Decoded]], None, None]:
-    """Each work decoded, the next two under way; workers = 0: in this process.
+) -> Generator[tuple[Work, list[Decoded]] | None, None, None]:
+    """Each work decoded, the next two under way, and None while none is ready; workers = 0: in this
+    process.
 
     Raises:
         ConfigError: a worker process was killed.
@@ -47,7 +50,7 @@ def decode_ahead(
         for work in works:
             yield work, decode([path for _, path in work.recordings])
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_signals)
     under_way: deque[tuple[Work, list[Future[list[Decoded]]]]] = deque()
     try:
         for work in works:
@@ -56,20 +59,31 @@ def decode_ahead(
             parts = [pool.submit(decode, paths[at : at + DECODED_PER_TASK]) for at in firsts]
             under_way.append((work, parts))
             if len(under_way) > WORKS_AHEAD:
-                yield _result(*under_way.popleft())
+                yield from _results(*under_way.popleft())
         while under_way:
-            yield _result(*under_way.popleft())
+            yield from _results(*under_way.popleft())
     except BrokenProcessPool as error:
         raise ConfigError(
             f"one of workers={workers} decoding processes was killed, perhaps for lack of memory: "
-            "lower workers and run the same command again; whole shards are kept"
+            "give the job more, or lower workers, and run the same command again; whole shards are "
+            "kept"
         ) from error
     finally:  # on a signal, too: what nobody will encode is not decoded
         pool.shutdown(cancel_futures=True)
 
 
-def _result(work: Work, parts: Sequence[Future[list[Decoded]]]) -> tuple[Work, list[Decoded]]:
-    return work, list(chain.from_iterable(part.result() for part in parts))
+def _results(
+    work: Work, parts: Sequence[Future[list[Decoded]]]
+) -> Iterator[tuple[Work, list[Decoded]] | None]:
+    while wait(parts, LOOK_S).not_done:
+        yield None
+    yield work, list(chain.from_iterable(part.result() for part in parts))
+
+
+def _leave_signals() -> None:
+    """In a worker: what is sent to the whole group is answered by the parent, which ends it."""
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _decode(rates_hz: Sequence[int], paths: Sequence[Path]) -> list[Decoded]:

@@ -10,6 +10,7 @@ between processes.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,7 +29,7 @@ from paltrain.data.shard_writer import write_shard
 from paltrain.data.shards import shard_path
 from paltrain.encoders.audio import Waveform, is_silent
 from paltrain.encoders.base import AudioEncoder
-from paltrain.errors import ConfigError
+from paltrain.errors import AudioError, ConfigError, ModelError
 from paltrain.slices import Slice
 
 LOOK_S = 0.5  # how often progress is told, and how soon a thread notices that it shall end
@@ -76,6 +77,9 @@ class GivenUp(Exception):  # noqa: N818
     """Ends a thread whose work nobody waits for any more."""
 
 
+MANY = 16  # recordings of which not all can be bad by chance
+
+
 class Makers:
     """Makes the targets' shards of decoded works.
 
@@ -103,6 +107,7 @@ class Makers:
         self._room = threading.BoundedSemaphore(2 * self._n_devices)  # being written, and waiting
         self._counting = threading.Lock()
         self._stop = threading.Event()
+        self._failure: BaseException | None = None  # of a shard's writing
 
     def __enter__(self) -> Makers:
         return self
@@ -112,15 +117,18 @@ class Makers:
         self._encoding.shutdown(cancel_futures=True)
         self._writing.shutdown()
 
-    def make_all(self, decoded: Iterable[tuple[Work, list[Decoded]]]) -> Iterator[None]:
+    def make_all(self, decoded: Iterable[tuple[Work, list[Decoded]] | None]) -> Iterator[None]:
         """Make them; gives a moment, now and then, to look at what is done.
 
-        An error of any thread is raised here.
+        decoded: None for a moment in which nothing was. An error of any thread is raised here.
         """
         encoding: set[Future[Any]] = set()
         writing: set[Future[Any]] = set()
-        for work, recordings in decoded:
-            encoding.add(self._encoding.submit(self._make, work, recordings))
+        for ready in decoded:
+            if ready is not None:
+                encoding.add(self._encoding.submit(self._make, *ready))
+            _wait_for_any(encoding, writing, at_most_s=0.0)
+            yield
             while len(encoding) > self._n_devices:
                 _wait_for_any(encoding, writing)
                 yield
@@ -135,6 +143,7 @@ class Makers:
 
     def _make(self, work: Work, decoded: Sequence[Decoded]) -> list[Future[None]]:
         """In a thread: the shards of a work, encoded; they are being written when it returns."""
+        _check_folder(work.recordings, decoded)
         device = self._devices.get()
         try:
             return [
@@ -161,12 +170,17 @@ class Makers:
         features = self._features(encoder, list(heard.values()))
         samples = []
         for (recording, waveform), frames in zip(heard.items(), features, strict=True):
-            if fault := fault_of(frames):
+            if fault := _fault_of(frames, encoder):
                 reasons[recording] = f"its features cannot be stored: {fault}"
                 continue
             samples.append((recording[0], frames))
             made.n_silent += is_silent(waveform)
             made.audio_s += len(waveform) / encoder.sample_rate_hz
+        if len(heard) >= MANY and not samples:
+            raise ModelError(
+                f"none of {len(heard)} recordings has usable features ({recordings[0][0]}, ...): "
+                f"{reasons[next(iter(heard))]}; is the encoder whole, and its precision enough?"
+            )
         made.n_encoded, made.n_rejected = len(samples), len(reasons)
         if reasons:
             _set_aside(rejected_path(target.folder, self._slice_of), reasons)
@@ -192,7 +206,7 @@ class Makers:
 
     def _look(self) -> None:
         if self._stop.is_set():
-            raise GivenUp
+            raise self._failure or GivenUp
 
     def _write(
         self,
@@ -204,20 +218,49 @@ class Makers:
         target = self._targets[which]
         try:
             made.n_bytes = write_shard(target.folder, number, samples, dtype=target.dtype)
+        except BaseException as error:  # what is being encoded is given up, too
+            self._failure = error
+            self._stop.set()
+            raise
         finally:
             self._room.release()
         self._made.put((which, made))
 
 
-def _wait_for_any(encoding: set[Future[Any]], writing: set[Future[Any]]) -> None:
+def _wait_for_any(
+    encoding: set[Future[Any]], writing: set[Future[Any]], at_most_s: float = LOOK_S
+) -> None:
     """Wait for something, at most a moment; what is done leaves both sets, its error is raised."""
-    wait(encoding | writing, LOOK_S, FIRST_COMPLETED)
+    wait(encoding | writing, at_most_s, FIRST_COMPLETED)
     for encoded in [future for future in encoding if future.done()]:
         encoding.remove(encoded)
         writing.update(encoded.result())
     for written in [future for future in writing if future.done()]:
         writing.remove(written)
         written.result()
+
+
+def _check_folder(recordings: Sequence[Recording], decoded: Sequence[Decoded]) -> None:
+    """Refuse to set aside what is only away, or a shard would be whole without its recordings.
+
+    Raises:
+        AudioError: not one file of many is there, or not even the folder of a few.
+    """
+    if not all(isinstance(why_not, str) for why_not in decoded):
+        return
+    paths = [path for _, path in recordings]
+    looked_for = paths if len(paths) >= MANY else [path.parent for path in paths]
+    if looked_for and not any(map(os.path.exists, looked_for)):
+        raise AudioError(
+            f"none of {len(paths)} recordings of a shard is there ({paths[0]}, ...): is their "
+            "folder mounted? Nothing of them was set aside: the same command goes on from here"
+        )
+
+
+def _fault_of(frames: Features, encoder: AudioEncoder) -> str | None:
+    if not len(frames) or frames.shape[1:] != (encoder.width,):
+        return f"their shape is {frames.shape}, not (at least 1, {encoder.width})"
+    return fault_of(frames)
 
 
 def _told_apart(

@@ -49,11 +49,18 @@ def encode_all(
 
 
 def cut(waveform: NDArray[np.float32], encoder: AudioEncoder) -> list[NDArray[np.float32]]:
-    """A recording as windows one after the other, the last as long as what is left."""
+    """A recording as windows one after the other, the last as long as what is left.
+
+    What is left is dropped where it lasts less than half a frame.
+    """
     if encoder.window_s is None:
         return [waveform]
     size = round(encoder.window_s * encoder.sample_rate_hz)
-    return [waveform[start : start + size] for start in range(0, max(len(waveform), 1), size)]
+    half_a_frame = encoder.sample_rate_hz / encoder.frame_rate_hz / 2
+    end = len(waveform)
+    if end > size and end % size < half_a_frame:
+        end -= end % size
+    return [waveform[start : min(start + size, end)] for start in range(0, max(end, 1), size)]
 
 
 def batches_of_like_length(

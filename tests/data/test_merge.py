@@ -177,7 +177,7 @@ def test_by_the_command_line(
     assert "slice 1/2: 12 recordings: 0 there before, 10 encoded" in capsys.readouterr().out
     told = json.loads(status.read_text())
     assert (told["state"], told["done"], told["total"]) == ("finished", 12, 12)
-    again = "python tools/precompute_features.py .*features.yaml workers=0 slice=I/2$"
+    again = "python tools/precompute_features.py .*features.yaml workers=0 --slice I/2$"
     with pytest.raises(IncompleteError, match=again):
         precompute_features.main([config, "workers=0", "--merge", "2", "--heartbeat", str(status)])
     assert json.loads(status.read_text())["state"] == "failed"

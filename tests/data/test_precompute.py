@@ -24,7 +24,7 @@ from paltrain.data.precompute import precompute
 from paltrain.data.shards import FeatureStore
 from paltrain.encoders import build_encoder
 from paltrain.encoders.audio import load_audio, read_audio
-from paltrain.errors import ConfigError, StoreError
+from paltrain.errors import AudioError, ConfigError, ModelError, StoreError
 from tests.whisper import save_tiny_whisper
 from tools import precompute_features
 
@@ -318,6 +318,66 @@ def test_int8_features_are_written_and_read(tmp_path: Path) -> None:
         a, b = exact.read(f"c{number}").astype(np.float32), small.read(f"c{number}")
         scale = np.abs(a).max(1, keepdims=True) / 127
         assert (np.abs(a - b) <= 0.51 * scale + 2e-3).all()
+
+
+class Mute(CountingEncoder):
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        return [frames * np.nan for frames in super().encode(waveforms)]
+
+
+class Narrow(CountingEncoder):
+    def encode(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        return [frames[:, :7] for frames in super().encode(waveforms)]
+
+
+def test_a_broken_encoder_ends_the_run_and_no_shard_is_whole_without_clips(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, 20)
+    for encoder, says in ((Mute(), "frame 0 holds nan"), (Narrow(), r"their shape is \(\d+, 7\)")):
+        target = Target(tmp_path / "store", [encoder])
+        with pytest.raises(ModelError, match=f"none of 20 recordings has usable features.*{says}"):
+            precompute(corpus, [target], clips_per_shard=20, batch_clips=3, workers=0)
+        assert not contents(tmp_path / "store")
+
+
+@pytest.mark.parametrize("n", [20, 3])
+def test_recordings_that_are_away_are_not_set_aside(tmp_path: Path, n: int) -> None:
+    (tmp_path / "mount").mkdir()
+    corpus = make_corpus(tmp_path / "mount" / "data", n)
+    away = tmp_path / "away"
+    (tmp_path / "mount" / "data").rename(away)
+    with pytest.raises(AudioError, match="is their folder mounted"):
+        run(corpus, tmp_path / "store", clips_per_shard=n)
+    assert not contents(tmp_path / "store")
+    assert not (tmp_path / "store" / "rejected.jsonl").exists()
+    away.rename(tmp_path / "mount" / "data")
+    assert run(corpus, tmp_path / "store", clips_per_shard=n).n_encoded == n
+
+
+def test_a_disk_that_fails_ends_what_is_being_encoded(tmp_path: Path) -> None:
+    """The first store cannot be written; the second's slow encoder is given up after its batch."""
+    corpus = make_corpus(tmp_path, 60)
+    (tmp_path / "a" / "shard-000000.index.npy").mkdir(parents=True)
+    slow = CountingEncoder()
+    with pytest.raises(StoreError, match=r"a/shard-000000.tar cannot be written"):
+        precompute(
+            corpus,
+            [Target(tmp_path / "a", [CountingEncoder()]), Target(tmp_path / "b", [slow])],
+            clips_per_shard=60,
+            batch_clips=1,
+            workers=0,
+        )
+    assert slow.n_batches < 60
+    assert not contents(tmp_path / "b")
+
+
+def test_progress_is_told_while_nothing_is_ready(tmp_path: Path) -> None:
+    """A decoding process takes longer to start than a moment."""
+    told: list[tuple[int, int, float]] = []
+    corpus = make_corpus(tmp_path, 4)
+    run(corpus, tmp_path / "store", workers=1, progress=lambda *seen: told.append(seen))
+    assert told[0] == (0, 4, 0.0)
+    assert told.count((0, 4, 0.0)) > 1
+    assert told[-1][:2] == (4, 4)
 
 
 def test_status_says_what_is_missing_and_what_it_will_take(

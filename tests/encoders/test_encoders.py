@@ -112,6 +112,9 @@ def test_a_long_recording_is_heard_window_by_window(whisper_folder: Path) -> Non
     np.testing.assert_allclose(long, np.concatenate(windows), atol=1e-6)
     np.testing.assert_allclose(other, encoder.encode([short])[0], atol=1e-6)
     assert batches == pytest.approx([0.7 + 1 + 2, 2])
+    for n, n_frames in ((64_000, 200), (64_100, 200), (64_200, 201), (10, 1)):
+        (frames,) = encode_all(encoder, [noise(5.0)[:n]])
+        assert len(frames) == n_frames
 
 
 def test_batches_keep_to_both_limits_and_are_of_like_length() -> None:
