@@ -25,7 +25,7 @@ from paltrain.data.index import Corpus
 from paltrain.data.shards import ShardLine, finished_shards, read_shard_lines
 from paltrain.files import locked, write_atomically
 from paltrain.log import get_logger
-from paltrain.slices import Slice
+from paltrain.slices import Slice, number_ranges
 
 log = get_logger(__name__)
 
@@ -134,23 +134,34 @@ def shards_of_slice(
 
 def unfinished(
     folder: Path, shards: Sequence[Sequence[str]], ours: Container[str], wanted: Sequence[int]
-) -> list[int]:
-    """Which of the shards `wanted` are to be made: not whole yet, and for clips of ours alone."""
+) -> tuple[list[int], dict[int, str]]:
+    """Which of the shards `wanted` are not whole yet.
+
+    First those to be made, which are for clips of ours alone; then those that wait for other
+    manifests, by number, each with a clip of these.
+    """
     finished = set(finished_shards(folder))
-    todo = []
+    todo, waiting = [], {}
     for number in wanted:
         if number in finished:
             continue
-        others = next((clip_id for clip_id in shards[number] if clip_id not in ours), None)
-        if others is None:
+        other = next((clip_id for clip_id in shards[number] if clip_id not in ours), None)
+        if other is None:
             todo.append(number)
         else:
-            log.warning(
-                "shard %d is for clips of other manifests, too (%s, ...): name those to make it",
-                number,
-                others,
-            )
-    return todo
+            waiting[number] = other
+    return todo, waiting
+
+
+def waiting_note(waiting: Mapping[int, str]) -> str:
+    """Why shards wait, by number with a clip of other manifests, and what to do; "" for none."""
+    if not waiting:
+        return ""
+    which = f"shard{'s' if len(waiting) > 1 else ''} {number_ranges(sorted(waiting))}"
+    return (
+        f"{which} {'are' if len(waiting) > 1 else 'is'} for clips of other manifests, too "
+        f"('{waiting[min(waiting)]}', ...): name those manifests as well"
+    )
 
 
 def _extended(folder: Path, clips: Contents, *, clips_per_shard: int) -> Assignment:

@@ -51,6 +51,7 @@ class PrecomputeReport:
     """What a run did for one store; rejected and silent count this run's clips alone.
 
     n_clips: the recordings of the slice. n_there_before: of them, those that another run did.
+    n_waiting: recordings in shards that wait for other manifests.
     """
 
     n_clips: int = 0
@@ -60,6 +61,7 @@ class PrecomputeReport:
     n_silent: int = 0
     audio_s: float = 0.0
     n_bytes: int = 0
+    n_waiting: int = 0
 
     @property
     def n_done(self) -> int:

@@ -17,6 +17,7 @@ from paltrain.data.assignment import (
     clips_with_audio,
     shards_of_slice,
     unfinished,
+    waiting_note,
 )
 from paltrain.data.duplicates import by_stored_clip
 from paltrain.data.index import Corpus
@@ -55,14 +56,16 @@ def merge_features(
     command: makes a slice, with I for its number.
 
     Raises:
-        IncompleteError: shards are missing; names the slices, of n_slices, that would make them.
+        IncompleteError: shards are missing; names the slices, of n_slices, that would make them,
+            and the shards that wait for other manifests.
         StoreError: it is a store of another encoder, or a shard has lost its index.
     """
     _check_encoder(folder, encoder_type)
     assignment = assignment_of(folder, corpus, clips_per_shard=clips_per_shard)
     stored = by_stored_clip(clips_with_audio(corpus), assignment.duplicates)
-    if lacks := _lacks(folder, assignment.shards, stored, n_slices):
-        raise incomplete(lacks, n_slices=n_slices, what="shards", command=command)
+    lacks, note = _lacks(folder, assignment.shards, stored, n_slices)
+    if lacks:
+        raise incomplete(lacks, n_slices=n_slices, what="shards", command=command, note=note)
     if assignment.is_new:  # duplicates that came since
         assign_corpus(folder, corpus, clips_per_shard=clips_per_shard)
     rejected = join_rejected(folder, assignment.shards)
@@ -98,15 +101,18 @@ def _check_encoder(folder: Path, encoder_type: str) -> None:
 
 def _lacks(
     folder: Path, shards: Sequence[Sequence[str]], clips: dict[str, int], n_slices: int
-) -> list[Lack]:
+) -> tuple[list[Lack], str]:
+    """What each slice lacks, and a note on the shards that wait for other manifests."""
     ours = shards_of_slice(shards, clips, EVERYTHING)
-    missing = np.array(unfinished(folder, shards, clips, ours), int) % n_slices
+    todo, waiting = unfinished(folder, shards, clips, ours)
+    missing = np.array([*todo, *waiting], int) % n_slices
     n_missing = np.bincount(missing, minlength=n_slices)
     n_ours = np.bincount(np.array(ours, int) % n_slices, minlength=n_slices)
-    return [
+    lacks = [
         Lack(number, int(n_missing[number]), int(n_ours[number]))
         for number in np.flatnonzero(n_missing).tolist()
     ]
+    return lacks, waiting_note(waiting)
 
 
 def _warn_of_lost(clips: Sequence[str]) -> None:

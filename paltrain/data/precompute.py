@@ -22,13 +22,16 @@ from contextlib import closing
 from functools import partial
 from importlib.metadata import version
 
-from paltrain.data.assignment import assign_corpus, shards_of_slice, unfinished
+from paltrain.data.assignment import assign_corpus, shards_of_slice, unfinished, waiting_note
 from paltrain.data.decoding import Work, decode_ahead
 from paltrain.data.index import Corpus
 from paltrain.data.makers import Makers, PrecomputeReport, Target
 from paltrain.data.shard_writer import claim_store
 from paltrain.encoders.windows import encode_all
+from paltrain.log import get_logger
 from paltrain.slices import EVERYTHING, Slice
+
+log = get_logger(__name__)
 
 VERSIONS_OF = ("numpy", "soundfile", "soxr", "kaldi-native-fbank", "torch", "transformers")
 
@@ -88,14 +91,20 @@ def _works(
     for which, target in enumerate(targets):
         shards, numbers = assign_corpus(target.folder, corpus, clips_per_shard=clips_per_shard)
         mine = shards_of_slice(shards, numbers, slice_of)
-        n_clips, n_todo = sum(clip in numbers for number in mine for clip in shards[number]), 0
-        for number in unfinished(target.folder, shards, numbers, mine):
+        todo, waiting = unfinished(target.folder, shards, numbers, mine)
+        if waiting:
+            log.warning("%s: %s", target.folder, waiting_note(waiting))
+        n_clips, n_todo, n_waiting = (
+            sum(clip in numbers for number in which_of for clip in shards[number])
+            for which_of in (mine, todo, waiting)
+        )
+        for number in todo:
             clips = tuple(shards[number])
-            n_todo += len(clips)
             if clips not in works:
                 works[clips] = Work([(clip, corpus.audio_path(numbers[clip])) for clip in clips])
             works[clips].shards.append((which, number))
-        reports.append(PrecomputeReport(n_clips, n_clips - n_todo))
+        there_before = n_clips - n_todo - n_waiting
+        reports.append(PrecomputeReport(n_clips, there_before, n_waiting=n_waiting))
     return list(works.values()), reports
 
 

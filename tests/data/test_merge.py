@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from paltrain.data.index import Corpus
+from paltrain.data.manifest import Clip, write_manifest
 from paltrain.data.merge import MergeReport, merge_features
 from paltrain.data.shards import FeatureStore
 from paltrain.errors import IncompleteError, StoreError
-from tests.data.test_precompute import ROOT, contents, make_corpus, run, write_config
+from tests.data.test_precompute import ASKED, ROOT, contents, make_corpus, run, write_config
 from tools import precompute_features
 
 N_CLIPS = 26  # 7 shards of 4
@@ -94,6 +95,31 @@ def test_slices_of_other_numbers_and_a_repeated_one_list_each_recording_once(
     merge(corpus, store, n_slices=2)
     lines = (store / "rejected.jsonl").read_text().splitlines()
     assert [json.loads(line)["clip"] for line in lines] == ["c6", "c13"]
+
+
+def test_a_merge_names_the_shards_that_wait_for_other_manifests(
+    corpus: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Shard 6 is for c24, c25; of shard 3's clips the second manifest has two."""
+    store = tmp_path / "store"
+    run(corpus, store, slice_of=(0, 2))
+    clips = [
+        Clip(f"c{number}", f"../{number}.flac", 0.1, "d", "train", ASKED)
+        for number in (0, 14, 15, 24)
+    ]
+    (tmp_path / "part").mkdir()
+    write_manifest(tmp_path / "part/manifest.jsonl", clips)
+    part = Corpus.open([tmp_path / "part/manifest.jsonl"])
+    report = run(part, store)
+    assert (report.n_clips, report.n_there_before, report.n_waiting) == (4, 2, 2)
+    assert "shard 3 is for clips of other manifests, too ('c12', ...)" in caplog.text
+    with pytest.raises(IncompleteError, match="slice 1 lacks 1 of 1 shards") as caught:
+        merge(part, store, n_slices=2)
+    assert str(caught.value).endswith(
+        "\nshard 3 is for clips of other manifests, too ('c12', ...): name those manifests as well"
+    )
+    run(corpus, store)
+    assert merge(part, store, n_slices=2).n_encoded == 4
 
 
 def test_another_encoders_store_is_not_merged(corpus: Corpus, tmp_path: Path) -> None:
