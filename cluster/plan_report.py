@@ -37,9 +37,10 @@ def plan_lines(config: TrainConfig, data: RunData | Unknown) -> Iterator[str]:
             yield line("  cost of a visit", f"guessed: {data.guessed_cost}")
     yield line("shard audit", "" if config.model.streams else "no streams: text only")
     for name in config.model.streams:
-        why = data.no_stores.get(name)
-        store = data.stores.get(name)
-        found = _audit(data.corpus, store, config.data.split) if store else f"unknown: {why}"
+        if name in data.stores:
+            found = _audit(data.corpus, data.stores[name], config.data.split)
+        else:
+            found = f"unknown: {data.no_stores[name]}"
         yield line(f"  {name}", found)
 
 

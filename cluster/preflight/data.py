@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Stamp
 from cluster.preflight.weights import encoder_stamp
-from paltrain.config.schema import FeaturesConfig
-from paltrain.data.filters import asked_for, passing
+from paltrain.config.schema import FeaturesConfig, MixtureConfig
+from paltrain.data.build import parts_of
+from paltrain.data.filters import BoolArray, asked_for
 from paltrain.data.frames import dtype_of, frame_bytes
+from paltrain.data.mixture import mix
 from paltrain.data.rejected import rejected_clips
+from paltrain.data.selection import hears_only
 from paltrain.data.shards import (
     finished_shards,
     read_assignment,
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from paltrain.data.index import Corpus
     from paltrain.data.shards import FeatureStore
 
-BoolArray = NDArray[np.bool_]
 TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one block of JSON
 
 
@@ -43,15 +44,15 @@ TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one 
 class Wanted:
     """What a job asks of manifests.
 
-    filters: by dataset and duration, as `asked_for` takes them. parts: of a mixture by name, as
-    `passing` takes them; empty: everything that the filters leave.
+    filters: by dataset and duration, as `asked_for` takes them. mixture: its parts by name; empty:
+    everything that the filters leave.
     """
 
     manifests: Sequence[str]
     split: str
     tasks: Sequence[str] | None = None
     filters: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    mixture: Mapping[str, MixtureConfig] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,9 @@ def _asked(corpus: Corpus, wanted: Wanted) -> BoolArray:
     asked: BoolArray = np.repeat(in_split, np.diff(corpus.first_question))
     for questions, _ in asked_for(corpus, "data", tasks=wanted.tasks, **wanted.filters):
         asked &= questions
-    if wanted.parts:
-        parts = [
-            passing(corpus, f"data.mixture.{name}", **part) for name, part in wanted.parts.items()
-        ]
-        asked &= np.any(parts, axis=0)
+    if wanted.mixture:
+        parts = parts_of(corpus, wanted.mixture, kept=asked)
+        asked = np.any([part.asked for part in parts], axis=0)
     return asked
 
 
@@ -260,13 +259,14 @@ def _command(store: FeatureStore, wanted: Wanted) -> str:
 def _look_at_what_is_left(
     wanted: Wanted, corpus: Corpus, stores: Mapping[str, Path], chain: Chain, findings: Findings
 ) -> None:
-    """Whether any question is left, as far as stores are there."""
+    """Whether any question is left, and every part of a mixture has some, as far as stores are
+    there."""
     left = _asked(corpus, wanted)
     for folder in stores.values():
         rows = chain.known_rows(wanted.manifests, folder)
         if rows is not None:
             heard = ~np.asarray(corpus.has_audio) | (rows >= 0)
-            left &= np.repeat(heard, np.diff(corpus.first_question))
+            left &= hears_only(corpus, heard)
     if not left.any():
         findings.problems.append(
             f"no question of split '{wanted.split}' is left to use"
@@ -274,3 +274,6 @@ def _look_at_what_is_left(
             + (", for none of their clips has features in every store" if stores else "")
             + ": name the manifests and the stores that belong together"
         )
+    elif wanted.mixture:
+        parts = parts_of(corpus, wanted.mixture, kept=left)
+        findings.attempt(lambda: mix(parts, np.asarray(corpus.first_question)))

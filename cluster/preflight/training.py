@@ -13,7 +13,7 @@ from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
 from cluster.preflight.data import Wanted, look_at_data
 from cluster.preflight.model import llm_fields, look_at_model, start_of, stream_specs
 from paltrain.config.schema import Dtype, TrainConfig
-from paltrain.data.build import filters_of, parts_of
+from paltrain.data.build import filters_of
 from paltrain.errors import ConfigError, PaltrainError
 from paltrain.run_folder import check_same
 
@@ -31,7 +31,7 @@ def look_at_training(job: Job, chain: Chain, findings: Findings) -> None:
         return
     data, filters = config.data, filters_of(config.data)
     tasks = filters.pop("tasks")
-    wanted = Wanted(data.manifests, data.split, tasks, filters, parts_of(data))
+    wanted = Wanted(data.manifests, data.split, tasks, filters, data.mixture)
     stores = {name: Path(stream.features) for name, stream in config.model.streams.items()}
     stamps = look_at_data(wanted, stores, job, chain, findings)
     chain.stamps[job.folder.name] = stamps

@@ -143,7 +143,7 @@ class DataConfig(QuestionFilter):
     truncate_audio: bool = False  # cut the clip's end instead of setting it aside
     window_shards: int = 16  # shards shuffled together, for locality
     prefetch_steps: int = 4
-    max_bad_samples: int = 100
+    max_bad_samples: int = 100  # of each process
     verify_checksums: bool = True
     # Shards are copied there while they are read, onto a fast disk of the node's own; variables
     # are those of the node: $TMPDIR/shards. When it pays: paltrain/data/shard_cache.py.

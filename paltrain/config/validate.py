@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from os.path import normpath
 from typing import Any
 
 from paltrain.config.report import Fault, KeyPath, show
@@ -238,7 +239,15 @@ FILTER_RULES: Mapping[str, Rule] = {
     "min_duration_s": NOT_NEGATIVE,
     "max_duration_s": NOT_NEGATIVE,
 }
-PART_RULES: Mapping[str, Rule] = {"weight": ABOVE_ZERO, "max_questions": AT_LEAST_ONE}
+MOST_WEIGHT = 1000
+PART_RULES: Mapping[str, Rule] = {
+    "weight": (
+        f"must be above 0 and at most {MOST_WEIGHT} (a weight is how often a question is asked in "
+        "an epoch; max_questions caps their number)",
+        lambda weight: 0 < weight <= MOST_WEIGHT,
+    ),
+    "max_questions": AT_LEAST_ONE,
+}
 
 
 def _filter(filter_: QuestionFilter, path: KeyPath) -> Iterator[Fault]:
@@ -258,7 +267,8 @@ def _data(config: TrainConfig) -> Iterator[Fault]:
         yield from _look(part, PART_RULES, path)
         if part.manifest is not None:
             kind = "manifest (one of data.manifests)"
-            yield from _one_of((*path, "manifest"), kind, part.manifest, data.manifests)
+            valid = [normpath(manifest) for manifest in data.manifests]
+            yield from _one_of((*path, "manifest"), kind, normpath(part.manifest), valid)
     if data.questions_per_visit > data.batch_questions:
         yield Fault(
             ("data", "questions_per_visit"),

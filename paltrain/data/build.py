@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paltrain.config.schema import DataConfig, QuestionFilter
-from paltrain.data.filters import asked_for, passing
+from paltrain.config.schema import DataConfig, MixtureConfig, QuestionFilter
+from paltrain.data.filters import BoolArray, asked_for, passing
 from paltrain.data.lengths import LengthTable
 from paltrain.data.mixture import Part, PartShare, mix
 from paltrain.data.order import Int32Array, Int64Array, VisitOrder
@@ -167,12 +167,24 @@ def filters_of(config: QuestionFilter) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(QuestionFilter)}
 
 
-def parts_of(config: DataConfig) -> dict[str, dict[str, Any]]:
-    """By part of the mixture, what `passing` takes."""
-    return {
-        name: {"manifest": part.manifest, **filters_of(part)}
-        for name, part in config.mixture.items()
-    }
+def parts_of(
+    corpus: Corpus, mixture: Mapping[str, MixtureConfig], *, kept: BoolArray
+) -> list[Part]:
+    """The parts of a mixture, each with those of the `kept` questions (Q,) that it selects.
+
+    Raises:
+        ManifestError: an unknown task, dataset or manifest.
+    """
+    return [
+        Part(
+            name,
+            kept
+            & passing(corpus, f"data.mixture.{name}", manifest=part.manifest, **filters_of(part)),
+            part.weight,
+            part.max_questions,
+        )
+        for name, part in mixture.items()
+    ]
 
 
 def _mix(
@@ -181,11 +193,7 @@ def _mix(
     """(Q,) how often each question is asked (None: once), and the shares of the mixture's parts."""
     if not config.mixture:
         return None, {}
-    parts = []
-    for name, filters in parts_of(config).items():
-        asked = selector.kept & passing(corpus, f"data.mixture.{name}", **filters)
-        part = config.mixture[name]
-        parts.append(Part(name, asked, part.weight, part.max_questions))
+    parts = parts_of(corpus, config.mixture, kept=selector.kept)
     selector.keep(np.any([part.asked for part in parts], axis=0), "in no part of data.mixture")
     times, shares = mix(parts, np.asarray(corpus.first_question))
     selector.keep(times > 0, "beyond weight or max_questions of their part of data.mixture")

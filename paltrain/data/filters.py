@@ -6,7 +6,7 @@ A run's data have one such filter, and each part of its mixture another one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from os.path import normpath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +63,8 @@ def passing(corpus: Corpus, where: str, *, manifest: str | None, **filters: Any)
     for questions, _ in asked_for(corpus, where, **filters):
         kept &= questions
     if manifest is not None:
-        paths = [str(path) for path in corpus.manifests]
-        number = _numbers("manifest", f"{where}.manifest", [str(Path(manifest))], paths)
+        paths = [normpath(path) for path in corpus.manifests]
+        number = _numbers("manifest", f"{where}.manifest", [normpath(manifest)], paths)
         kept &= np.repeat(corpus.clip_manifest == number[0], np.diff(corpus.first_question))
     return kept
 

@@ -10,7 +10,8 @@ as the whole number below it, and a fixed share of them once more. Parts add up.
 
 Guarantees: exactly `round(share * n)` questions of a part are asked once more; which ones depends
 on the part's name and the questions that it selects (Philox, order.py), never on a run's seed; more
-weight or more questions keep those that less would have. Costs: a sort of each part.
+weight or more questions keep those that less would have. An epoch asks at most MOST_ASKED times.
+Costs: a sort of each part.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 
 from paltrain.data.order import Int32Array, Int64Array, shuffle_within
 from paltrain.errors import ManifestError
+
+MOST_ASKED = np.iinfo(np.int32).max  # positions of an epoch's questions are int32 (order.py)
 
 
 @dataclass(frozen=True)
@@ -58,25 +61,52 @@ def mix(
     first_question: (C + 1,) where each clip's questions start.
 
     Raises:
-        ManifestError: a part selects nothing.
+        ManifestError: a part selects nothing, or an epoch would ask more than MOST_ASKED times.
     """
+    drawn = {part.name: _draw(part) for part in parts}
+    total = sum(each.n_asked for each in drawn.values())
+    if total > MOST_ASKED:
+        most = max(drawn, key=lambda name: drawn[name].n_asked)
+        raise ManifestError(
+            f"data.mixture asks {total} questions an epoch, over {MOST_ASKED}: lower the weights, "
+            f"first that of {most} (it asks {drawn[most].n_asked}); max_questions caps the "
+            "questions of a part"
+        )
     times = np.zeros(int(first_question[-1]), np.int32)
-    counts = {}
-    for part in parts:
-        of_part = _draw(part)
-        times += of_part
-        asked = np.flatnonzero(of_part)
-        clip = np.searchsorted(first_question, asked, side="right")
-        counts[part.name] = (len(asked), 1 + int(np.count_nonzero(np.diff(clip))), of_part.sum())
-    total = int(times.sum())
+    for each in drawn.values():
+        times[each.questions] += each.n_whole
+        times[each.questions[: each.n_more]] += 1
     return times, {
-        name: PartShare(n_questions, n_clips, int(n_asked), int(n_asked) / total)
-        for name, (n_questions, n_clips, n_asked) in counts.items()
+        name: PartShare(
+            len(each.asked),
+            _n_clips(each.asked, first_question),
+            each.n_asked,
+            each.n_asked / total,
+        )
+        for name, each in drawn.items()
     }
 
 
-def _draw(part: Part) -> Int32Array:
-    """(Q,) how often a part asks each question."""
+@dataclass(frozen=True)
+class _Drawn:
+    """questions: a part's, as shuffled; all `n_whole` times, the first `n_more` once more."""
+
+    questions: Int64Array
+    n_whole: int
+    n_more: int
+
+    @property
+    def n_asked(self) -> int:
+        return self.n_whole * len(self.questions) + self.n_more
+
+    @property
+    def asked(self) -> Int64Array:
+        """Those that are asked at all."""
+        return self.questions if self.n_whole else self.questions[: self.n_more]
+
+
+def _draw(part: Part) -> _Drawn:
+    """Which questions a part asks, and how often."""
     questions = np.flatnonzero(part.asked)
     if not len(questions):
         raise ManifestError(
@@ -93,7 +123,9 @@ def _draw(part: Part) -> Int32Array:
             f"data.mixture.{part.name}.weight={part.weight:g} of {len(questions)} questions is "
             "none: raise it"
         )
-    times = np.zeros(len(part.asked), np.int32)
-    times[questions] = n_whole
-    times[questions[:n_more]] += 1
-    return times
+    return _Drawn(questions, n_whole, n_more)
+
+
+def _n_clips(questions: Int64Array, first_question: Int64Array) -> int:
+    clips = np.searchsorted(first_question, np.sort(questions), side="right")
+    return 1 + int(np.count_nonzero(np.diff(clips)))

@@ -75,7 +75,8 @@ def join_store(
     """The stream over the whole corpus, and (C,) clips over `max_frames` (none, if truncated)."""
     rows = np.asarray(store.rows_of(corpus.clip_id_array))
     has = (rows >= 0) & np.asarray(corpus.has_audio)
-    n_frames = np.where(has, np.asarray(store.n_frames)[rows], 0).astype(np.int32)
+    n_frames = np.zeros(corpus.n_clips, np.int32)
+    n_frames[has] = np.asarray(store.n_frames)[rows[has]]
     over = n_frames > (np.iinfo(np.int32).max if max_frames is None else max_frames)
     if truncate and max_frames is not None:
         np.minimum(n_frames, max_frames, out=n_frames)
@@ -187,6 +188,6 @@ def shard_numbers(selected: Selected, streams: Mapping[str, StreamFeatures]) -> 
     shard = -1 - clips // CLIPS_PER_PSEUDO_SHARD
     for stream in list(streams.values())[:1]:
         rows = stream.rows[clips]
-        shard = np.where(rows >= 0, np.asarray(stream.store.shard_of)[rows], shard)
+        shard[rows >= 0] = np.asarray(stream.store.shard_of)[rows[rows >= 0]]
     span = int(shard.max(initial=0)) - int(shard.min(initial=0)) + 1
     return (shard + selected.layer * span).astype(np.int32)

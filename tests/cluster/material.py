@@ -12,6 +12,7 @@ import yaml
 from paltrain.data.assignment import assign_shards
 from paltrain.data.manifest import Clip, Question, write_manifest
 from paltrain.data.shard_writer import claim_store, write_shard
+from paltrain.data.shards import read_assignment, read_stamp
 
 SOUNDS = ("a bell", "a siren", "a dog", "a cat", "a drum", "a flute")
 
@@ -97,6 +98,15 @@ def write_sounds(folder: Path, *, n_clips: int = 24, width: int = 8) -> Path:
             frames.append((name, (np.eye(width)[sound_of[name]] + noisy).astype(np.float16)))
         write_shard(store, number, frames)
     return store
+
+
+def empty_store(store: Path, other: Path) -> Path:
+    """A store like `store` of whose clips each was set aside: its shards are there, and empty."""
+    names = [name for shard in read_assignment(store) for name in shard]
+    claim_store(other, read_stamp(store))
+    for number, _ in enumerate(assign_shards(other, names, clips_per_shard=10)):
+        write_shard(other, number, [])
+    return other
 
 
 def question(name: str, answer: str) -> Question:

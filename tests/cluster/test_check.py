@@ -24,7 +24,14 @@ from paltrain.data.manifest import Clip, read_manifest, write_manifest
 from paltrain.data.shards import shard_index_path, shard_path
 from paltrain.encoders.logmel import LogMelEncoder
 from paltrain.errors import ConfigError
-from tests.cluster.material import SOUNDS, question, write_config, write_sounds, write_texts
+from tests.cluster.material import (
+    SOUNDS,
+    empty_store,
+    question,
+    write_config,
+    write_sounds,
+    write_texts,
+)
 from tests.exported import export_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -292,6 +299,32 @@ def test_a_mixture_of_what_is_not_there(tmp_path):
     write_texts(tmp_path)
     config = write_config(tmp_path, data={"mixture": {"speech": {"datasets": ["speach"]}}})
     assert "unknown dataset in data.mixture.speech.datasets 'speach'" in only_problem(config)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "says"),
+    [
+        ({"all": {}, "tail": {"min_duration_s": 100}}, "data.mixture.tail selects no question"),
+        ({"all": {}, "few": {"weight": 0.001}}, "data.mixture.few.weight=0.001 of 24 questions"),
+        ({"all": {}, "lost": {"max_duration_s": 0.5}}, "data.mixture.lost selects no question"),
+    ],
+)
+def test_a_part_that_asks_nothing_fails_the_check_as_it_fails_the_run(tmp_path, mixture, says):
+    """The clip of the part `lost` was set aside when its features were made."""
+    store = write_sounds(tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    short = Clip("short", "short.flac", 0.4, "sounds", "train", (question("short", "a bell"),))
+    write_manifest(manifest, [*read_manifest(manifest), short])
+    entry = {"clip": "short", "reason": "too short"}
+    (store / "rejected.jsonl").write_text(json.dumps(entry) + "\n")
+    assert says in only_problem(hearing(tmp_path, store, "one", None, data={"mixture": mixture}))
+
+
+def test_a_store_without_a_clip_leaves_no_question(tmp_path):
+    store = write_sounds(tmp_path)
+    none = empty_store(store, tmp_path / "none")
+    said = "; ".join(problems_of(jobs(hearing(tmp_path, none, "one", None))))
+    assert "no question of split 'train' is left to use, for none of their clips has" in said
 
 
 def test_a_shard_without_its_index(tmp_path):

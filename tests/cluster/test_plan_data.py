@@ -14,7 +14,7 @@ import pytest
 from paltrain.cli import main_guard
 from paltrain.model.tokenization import train_tokenizer
 from paltrain.report.plan_picture import N_BINS, Panel, draw, panels_of
-from tests.cluster.material import SOUNDS, write_config, write_sounds, write_texts
+from tests.cluster.material import SOUNDS, empty_store, write_config, write_sounds, write_texts
 from tests.cluster.test_launch import ROOT, launch, said
 from tools import plan_data
 
@@ -133,6 +133,17 @@ def test_without_a_manifest_there_is_no_picture(
     assert "step plan            unknown: no manifest nowhere.jsonl; make it with" in out
     assert "picture              none: there is no step plan" in out
     assert not (tmp_path / "plan.png").exists()
+
+
+def test_a_store_without_a_clip_is_told(
+    heard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    none = empty_store(tmp_path / "store", tmp_path / "none")
+    words = (heard, f"model.streams.mel.features={none}", "--out", tmp_path / "plan.png")
+    code, out, err = plan(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "no question is left to train on: 24 no features of stream 'mel'" in out
+    assert "0 clips in 0 shard(s); of 24 'train' clips with audio 24 lack features" in out
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ def test_the_least_configurations_have_no_fault():
             "must not exceed data.max_duration_s=2, is 3",
         ),
         (["data.mixture={a: {weight: 0}}"], "data.mixture.a.weight", "above 0"),
+        (["data.mixture={a: {weight: 1e9}}"], "data.mixture.a.weight", "max_questions caps"),
+        (["data.mixture={a: {weight: .nan}}"], "data.mixture.a.weight", "at most 1000"),
         (["data.mixture={a: {max_questions: 0}}"], "data.mixture.a.max_questions", "at least 1"),
         (["data.mixture={a: {tasks: []}}"], "data.mixture.a.tasks", "must not be empty"),
         (["data.mixture={a: {manifest: n.jsonl}}"], "data.mixture.a.manifest", "valid: m.jsonl"),
@@ -177,3 +179,9 @@ def test_features_without_an_encoder_are_refused():
 def test_an_evaluation_of_nothing_is_refused():
     message = message_of("runs=[]", schema=EvalConfig, least=["manifests=[m]"])
     assert message.startswith("command line: runs: must not be empty")
+
+
+def test_a_parts_manifest_may_be_spelled_otherwise_than_in_the_manifests():
+    words = ["data.manifests=[data/m.jsonl]", "data.mixture={a: {manifest: ./data//m.jsonl}}"]
+    config = load_config(TrainConfig, [], [*LEAST, *words])
+    assert config.data.mixture["a"].manifest == "./data//m.jsonl"

@@ -1,6 +1,7 @@
 """Filters and mixtures: which questions are asked, how often, and what a run says about it."""
 
 import logging
+import os
 from collections import Counter
 from dataclasses import replace
 
@@ -116,6 +117,13 @@ def test_parts_select_by_manifest_and_filters_and_add_up(plan_of, manifests):
     }
 
 
+def test_a_part_may_name_its_manifest_by_another_spelling(plan_of, manifests):
+    folder, name = os.path.split(manifests[1])
+    for spelling in (f"{folder}/./{name}", f"{folder}/../{os.path.basename(folder)}/{name}"):
+        plan = plan_of(mixture={"second": {"manifest": spelling}})
+        assert asked_by(plan) == questions_where(lambda n, q: n >= 12)
+
+
 def test_a_fixed_share_of_a_part_is_asked_once_more(plan_of):
     n = len(questions_where(lambda n, q: n < 8))
     asked = asked_by(plan_of(mixture={"speech": {"datasets": ["speech"], "weight": 2.3}}))
@@ -169,6 +177,10 @@ def test_a_run_says_what_each_part_is_of_an_epoch(plan_of, caplog):
             "data.mixture.b selects no question",
         ),
         ({"mixture": {"few": {"weight": 0.001}}}, "data.mixture.few.weight=0.001 of 60 questions"),
+        (
+            {"mixture": {"a": {"weight": 1e9}, "b": {"weight": 2e9, "max_questions": 1}}},
+            r"asks 62000000000 questions an epoch, over 2147483647: .* of a \(it asks 60000000000",
+        ),
         ({"datasets": ["sounds"], "max_duration_s": 1}, "no question is left"),
     ],
 )
