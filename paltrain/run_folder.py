@@ -12,13 +12,15 @@
         log.txt, ranks/   what the ranks said
 
 `run.name` is the identity: the same command again goes on where the run stands, if its
-configuration is the same in everything that shapes the result. Importing this needs no torch.
+configuration is the same in everything that shapes the result; until it has come to a step it may
+be corrected. Importing this needs no torch.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.files import write_json
 from paltrain.log import get_logger
-from paltrain.status import FINISHED, StatusFile
+from paltrain.status import FINISHED, RUNNING, StatusFile
 
 log = get_logger(__name__)
 
@@ -120,6 +122,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         return self.status.read().get("state") == FINISHED
 
+    @property
+    def is_untrained(self) -> bool:
+        """Whether no attempt has come to a step, and none is under way as far as the files say."""
+        return (
+            self.status.read().get("state") not in (RUNNING, FINISHED)
+            and not (self.metrics.exists() and self.metrics.stat().st_size)
+            and not (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+        )
+
 
 def check_idle(folder: RunFolder) -> None:
     """Raises ConfigError if a process trains the run now."""
@@ -139,7 +150,8 @@ def check_idle(folder: RunFolder) -> None:
 def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None) -> RunFolder:
     """Make or reopen the run's folder and write its configuration.
 
-    launch: kept as `launch.json`. With `run.fresh` an old folder is moved aside.
+    launch: kept as `launch.json`. With `run.fresh` an old folder is moved aside; an untrained run
+    takes over a changed configuration, so none of its jobs may be in a queue.
     Raises ConfigError listing the keys that differ from those the run was started with, or if it is
     being trained.
     """
@@ -148,6 +160,8 @@ def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None)
     if config.run.fresh and folder.path.exists():
         log.info("run.fresh: moved %s to %s", folder.path, _move_aside(folder.path))
     if folder.config.exists():
+        if folder.is_untrained:
+            _take_over(folder, config)
         check_same(folder, config)
     elif folder.path.exists() and any(folder.path.iterdir()):
         raise ConfigError(
@@ -161,9 +175,23 @@ def prepare_run(config: TrainConfig, *, launch: Mapping[str, Any] | None = None)
     return folder
 
 
+def _take_over(folder: RunFolder, config: TrainConfig) -> None:
+    """Correct the configuration of a run that never trained, as far as it is another."""
+    changed = _changes(folder, config)
+    if changed:
+        log.info("%s never trained: it takes over %s", folder.path, "; ".join(changed))
+        shutil.rmtree(folder.tokenizer, ignore_errors=True)  # of the former texts and size
+        save_config(config, folder.config)
+
+
+def _changes(folder: RunFolder, config: TrainConfig) -> list[str]:
+    """`differences` between the run's own configuration and another."""
+    return differences(_saved(folder.config), yaml.safe_load(to_yaml(config)))
+
+
 def check_same(folder: RunFolder, config: TrainConfig) -> None:
     """Raises ConfigError listing the keys that shape the result and differ from the run's own."""
-    changed = differences(_saved(folder.config), yaml.safe_load(to_yaml(config)))
+    changed = _changes(folder, config)
     if changed:
         raise ConfigError(
             f"the run {folder.path} was started with another configuration:\n  "

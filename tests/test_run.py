@@ -1,5 +1,6 @@
 import fcntl
 import json
+import logging
 import threading
 from dataclasses import replace
 
@@ -46,8 +47,37 @@ def test_the_same_config_again_goes_on_in_the_same_folder(config):
     assert folder.metrics.exists()
 
 
+def trained(config: TrainConfig) -> RunFolder:
+    """The folder of a run that has come to a step."""
+    folder = prepare_run(config)
+    folder.metrics.write_text("{}\n")
+    return folder
+
+
+@pytest.mark.parametrize("evidence", ["metrics.jsonl", "checkpoints/step-00000001/x", "running"])
+def test_a_run_that_never_trained_may_be_corrected(config, evidence, caplog):
+    folder = prepare_run(replace(config, data=DataConfig(manifests=["mm.jsonl"])))
+    folder.status.write("failed", error="no manifest mm.jsonl")
+    folder.tokenizer.mkdir()
+    (folder.tokenizer / "tokenizer.json").write_text("{}")
+    folder.metrics.touch()
+    folder.checkpoints.mkdir()
+    with caplog.at_level(logging.INFO):
+        assert prepare_run(config) == folder
+    assert "never trained: it takes over data.manifests: ['mm.jsonl'] -> ['m.jsonl']" in caplog.text
+    assert "- m.jsonl" in folder.config.read_text()
+    assert not folder.tokenizer.exists(), "it was trained on the texts of the former manifest"
+    if evidence == "running":
+        folder.status.write("running")
+    else:
+        (folder.path / evidence).parent.mkdir(exist_ok=True)
+        (folder.path / evidence).write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"data.manifests: \['m.jsonl'\] -> \['n.jsonl'\]"):
+        prepare_run(replace(config, data=DataConfig(manifests=["n.jsonl"])))
+
+
 def test_a_changed_config_is_refused_listing_the_dotted_keys(config):
-    prepare_run(config)
+    trained(config)
     changed = replace(
         config,
         optimizer=OptimizerConfig(lr=0.5, lr_by_pattern={"ffn": 0.1}),

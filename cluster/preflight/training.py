@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.folder import read_lines
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
 from cluster.preflight.data import Wanted, look_at_data
 from cluster.preflight.model import llm_fields, look_at_model, start_of, stream_specs
+from cluster.queue import Queue
 from paltrain.config.schema import Dtype, TrainConfig
 from paltrain.data.build import filters_of
 from paltrain.errors import ConfigError, PaltrainError
@@ -46,12 +48,20 @@ def _check_folder(job: Job, config: TrainConfig) -> None:
     if config.run.fresh or not folder.path.is_dir():
         return
     if folder.config.exists():
-        check_same(folder, config)
+        if not folder.is_untrained or _is_queued(job):
+            check_same(folder, config)
     elif any(folder.path.iterdir()):
         raise ConfigError(
             f"{folder.path} exists, but is no run (it has no {folder.config.name}): choose "
             "another run.name, or move it away"
         )
+
+
+def _is_queued(job: Job) -> bool:
+    """Whether a job of the folder may be in the queue: also where Slurm does not answer."""
+    lines = list(read_lines(job.folder.jobs))
+    queue = Queue.read() if lines else Queue()
+    return bool(lines) and (not queue.is_there or any(map(queue.active_id, lines)))
 
 
 def _look_at_imports(job: Job, config: TrainConfig, chain: Chain, findings: Findings) -> None:

@@ -555,6 +555,10 @@ def test_a_run_that_was_started_with_another_configuration(tmp_path):
     folder = tmp_path / "runs" / "base"
     folder.mkdir(parents=True)
     shutil.copy(config, folder / "config.yaml")
+    assert not problems_of(jobs(config, "optimizer.lr=1")), (
+        "it never trained: the launch takes over"
+    )
+    (folder / "metrics.jsonl").write_text("{}\n")
     problem = only_problem(config, "optimizer.lr=1")
     assert "optimizer.lr: " in problem
     assert "run.fresh=true" in problem
