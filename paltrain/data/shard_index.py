@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,15 @@ INDEX = np.dtype(
     ]
 )
 COVERED = np.dtype([("shard", "<i8"), ("index_bytes", "<i8")])  # of an empty shard, too
+NO_ARRAY = (  # what numpy makes of a damaged header
+    ValueError,
+    SyntaxError,
+    TokenError,
+    MemoryError,
+    OverflowError,
+)
 REMEDY = "remove the shard and its index and run tools/precompute_features.py again"
+INDEX_REMEDY = "`tools/precompute_features.py repair STORE` makes it again from the tar"
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def covered_shards(merged: Path) -> set[int]:
     try:
         with open(merged, "rb") as file:
             covered = np.lib.format.read_array(file)
-    except (OSError, ValueError):
+    except (OSError, *NO_ARRAY):
         return set()
     return set(covered["shard"].tolist()) if covered.dtype == COVERED else set()
 
@@ -92,19 +101,32 @@ def _read_merged(path: Path, covered: NDArray[Any]) -> NDArray[Any] | None:
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
             if dtype != INDEX:
                 return None
-            return np.memmap(file, INDEX, "r", offset=file.tell(), shape=shape)
-    except (OSError, ValueError):
+            index = np.memmap(file, INDEX, "r", offset=file.tell(), shape=shape)
+            return index if file.seek(0, os.SEEK_END) == index.offset + index.nbytes else None
+    except (OSError, *NO_ARRAY):
         return None
+
+
+def read_shard_index(path: Path) -> NDArray[Any]:
+    """(n clips,) INDEX of a shard.
+
+    Raises:
+        OSError or one of NO_ARRAY: it cannot be read, or is no index of this version of the store.
+    """
+    with open(path, "rb") as file:
+        index = np.lib.format.read_array(file)
+        if index.dtype != INDEX or index.ndim != 1:
+            raise ValueError("no index of this version of the store")
+        if file.read(1):
+            raise ValueError(f"bytes follow the {len(index)} clips that its header names")
+    return index
 
 
 def _shard_index(path: Path) -> NDArray[Any]:
     try:
-        index: NDArray[Any] = np.load(path)
-    except (OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}); {REMEDY}") from error
-    if index.dtype != INDEX:
-        raise StoreError(f"{path} is no index of this version of the store; {REMEDY}")
-    return index
+        return read_shard_index(path)
+    except (OSError, *NO_ARRAY) as error:
+        raise StoreError(f"{path} cannot be read ({error}); {INDEX_REMEDY}") from error
 
 
 def _try_save(path: Path, covered: NDArray[Any], index: NDArray[Any]) -> None:

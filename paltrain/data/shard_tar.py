@@ -11,7 +11,6 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,11 +18,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from paltrain.data.frames import frame_bytes, layout_of
-from paltrain.data.shard_index import INDEX
+from paltrain.data.shard_index import INDEX, NO_ARRAY
 from paltrain.data.shards import id_hash, shard_path
 from paltrain.errors import StoreError
-
-NO_ARRAY = (ValueError, SyntaxError, TokenError)  # what numpy makes of a damaged header
 
 Entry = tuple[int, int, int, int, int]  # a row of INDEX
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from paltrain.data.duplicates import duplicates_path, read_duplicates
 from paltrain.data.frames import DTYPES
 from paltrain.data.rejected import read_rejected
-from paltrain.data.shard_index import INDEX
+from paltrain.data.shard_index import NO_ARRAY, read_shard_index
 from paltrain.data.shard_tar import Expected, TarContents, read_tar
 from paltrain.data.shards import (
     COMPARED,
@@ -218,14 +218,11 @@ def _check_index(folder: Path, number: int, contents: TarContents) -> list[Findi
 def load_index(path: Path) -> tuple[NDArray[Any] | None, str | None]:
     """A shard's index, or why there is none."""
     try:
-        index: NDArray[Any] = np.load(path)
+        return read_shard_index(path), None
     except FileNotFoundError:
         return None, f"it has lost its index ({path.name})"
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, *NO_ARRAY) as error:
         return None, f"{path.name} cannot be read ({error})"
-    if index.dtype != INDEX:
-        return None, f"{path.name} is no index of this version of the store"
-    return index, None
 
 
 def _check_merged(folder: Path, numbers: Sequence[int]) -> list[Finding]:

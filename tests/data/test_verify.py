@@ -17,7 +17,7 @@ import pytest
 from paltrain.cli import main_guard
 from paltrain.data.overview import overview
 from paltrain.data.repair import repair_store
-from paltrain.data.shard_index import COVERED
+from paltrain.data.shard_index import COVERED, covered_shards
 from paltrain.data.shards import (
     FeatureStore,
     read_assignment,
@@ -150,6 +150,9 @@ LOST_INDEXES: dict[str, Damage] = {
     "torn": lambda path: cut(path, 100),
     "empty": lambda path: cut(path, 0),
     "not an index": lambda path: np.save(path, np.zeros(3)),
+    "a header flipped": lambda path: flip(path, b"descr"),
+    "a parenthesis flipped": lambda path: flip(path, b"(5,)"),
+    "its number of clips flipped": lambda path: flip(path, b"5,)"),
     "another shard's": lambda path: path.write_bytes(shard_index_path(path.parent, 0).read_bytes()),
     "of fewer clips": lambda path: np.save(path, np.load(path)[:-1]),
 }
@@ -166,6 +169,28 @@ def test_an_index_is_made_again_from_the_tar(folder: Path, damage: str) -> None:
     FeatureStore.open(folder)
     shutil.rmtree(folder / "aside", ignore_errors=True)
     assert everything(folder) == whole
+
+
+@pytest.mark.parametrize("at", [b"(5,)", b"5,)", b"checksum", b"\x93NUMPY"], ids=str)
+def test_a_flipped_header_of_an_index_is_an_error_of_the_store(folder: Path, at: bytes) -> None:
+    flip(shard_index_path(folder, 1), at)
+    assert readable(folder) == clips(*range(N))  # the merged index has it all
+    (folder / "index.npy").unlink()
+    with pytest.raises(StoreError, match=r"000001\.index\.npy cannot be read .* makes it again"):
+        FeatureStore.open(folder)
+    assert overview(folder).n_without_index == 1
+    assert only(verify_store(folder)).cure is Cure.INDEX
+
+
+def test_a_merged_index_with_a_flipped_header_is_made_again(folder: Path) -> None:
+    whole = (folder / "index.npy").read_bytes()
+    second = whole.rindex(b"\x93NUMPY")
+    for at in [*range(0, second), *range(second, whole.index(b"}", second))]:
+        flip(folder / "index.npy", at)
+        covered_shards(folder / "index.npy")
+        assert len(FeatureStore.open(folder)) == N
+        assert verify_store(folder) == [], at
+        (folder / "index.npy").write_bytes(whole)
 
 
 def test_an_int8_store_is_verified_and_repaired_like_another(tmp_path: Path) -> None:
