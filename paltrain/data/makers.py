@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from paltrain.data.decoding import Decoded, Recording, Work
 from paltrain.data.frames import FLOAT16, fault_of
-from paltrain.data.rejected import add_rejected, rejected_path
+from paltrain.data.rejected import note_rejected, rejected_path
 from paltrain.data.shard_writer import write_shard
 from paltrain.data.shards import shard_path
 from paltrain.encoders.audio import Waveform, is_silent
@@ -184,8 +184,8 @@ class Makers:
                 f"{reasons[next(iter(heard))]}; is the encoder whole, and its precision enough?"
             )
         made.n_encoded, made.n_rejected = len(samples), len(reasons)
-        if reasons:
-            _set_aside(rejected_path(target.folder, self._slice_of), reasons)
+        readable = {clip for clip, _ in samples}
+        _set_aside(rejected_path(target.folder, self._slice_of), reasons, readable)
         while not self._room.acquire(timeout=LOOK_S):
             self._look()
         return self._writing.submit(self._write, which, number, samples, made)
@@ -278,10 +278,10 @@ def _told_apart(
     return heard, reasons
 
 
-def _set_aside(file: Path, reasons: dict[Recording, str]) -> None:
-    """A line for each, in the order of the shard."""
+def _set_aside(file: Path, reasons: dict[Recording, str], readable: set[str]) -> None:
+    """A line for each, in the order of the shard; none for what is readable now."""
     lines = {}
     for (clip, path), reason in reasons.items():
         entry = {"clip": clip, "audio": str(path), "reason": reason}
         lines[clip] = json.dumps(entry, ensure_ascii=False)
-    add_rejected(file, lines)
+    note_rejected(file, lines, readable=readable)

@@ -3,13 +3,14 @@
     rejected.jsonl              {"clip": ..., "audio": ..., "reason": ...}
     rejected.003-of-064.jsonl   what slice 3 of 64 met, until a merge joins it into the whole list
 
-A list is replaced as a whole, so no kill leaves half a line.
+A list is replaced as a whole, so no kill leaves half a line. A recording that gets features after
+all loses its line.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -27,9 +28,10 @@ def rejected_path(folder: Path, slice_of: Slice) -> Path:
 
 def read_rejected(file: Path) -> dict[str, str]:
     """The whole lines of a list by clip; none where there is no list."""
-    if not file.exists():
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:  # or joined just now
         return {}
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
     return {json.loads(line)["clip"]: line for line in lines}
 
 
@@ -40,10 +42,27 @@ def rejected_clips(folder: Path) -> set[str]:
     return listed | {clip for clip, same_as in duplicates if same_as in listed}
 
 
-def add_rejected(file: Path, lines: Mapping[str, str]) -> None:
-    """Add lines, by clip, to a list that other processes may add to as well; each clip once."""
+def note_rejected(file: Path, lines: Mapping[str, str], *, readable: Collection[str]) -> None:
+    """Add lines, by clip, to a list, and drop those of clips in `readable` from every list.
+
+    Other processes may do so as well; each clip is listed once. Where there is nothing to do no
+    lock is taken, and a list without lines goes.
+    """
+    if not lines and not any(_listed(file.parent, readable)):
+        return
     with locked(file.parent):
-        _write(file, [*(read_rejected(file) | dict(lines)).values()])
+        for other, kept in _listed(file.parent, readable):
+            _write(other, [line for clip, line in kept.items() if clip not in readable])
+        if lines:
+            _write(file, [*(read_rejected(file) | dict(lines)).values()])
+
+
+def _listed(folder: Path, clips: Collection[str]) -> Iterator[tuple[Path, dict[str, str]]]:
+    """The lists that have any of the clips."""
+    for file in sorted(folder.glob("rejected*.jsonl")):
+        lines = read_rejected(file)
+        if not lines.keys().isdisjoint(clips):
+            yield file, lines
 
 
 def join_rejected(folder: Path, shards: Sequence[Sequence[str]]) -> dict[str, str]:
@@ -65,5 +84,8 @@ def join_rejected(folder: Path, shards: Sequence[Sequence[str]]) -> dict[str, st
 
 def _write(file: Path, lines: Sequence[str]) -> None:
     """Bytes of a file's name that are no UTF-8 become escapes, as JSON has them."""
+    if not lines:
+        file.unlink(missing_ok=True)
+        return
     text = "".join(line + "\n" for line in lines)
     write_atomically(file, text.encode("utf-8", "backslashreplace").decode())

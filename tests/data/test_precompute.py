@@ -21,7 +21,8 @@ from paltrain.data.index import Corpus
 from paltrain.data.makers import PrecomputeReport, Target
 from paltrain.data.manifest import Clip, Question, write_manifest
 from paltrain.data.precompute import precompute
-from paltrain.data.shards import FeatureStore
+from paltrain.data.rejected import note_rejected
+from paltrain.data.shards import FeatureStore, shard_path
 from paltrain.encoders import build_encoder
 from paltrain.encoders.audio import load_audio, read_audio
 from paltrain.errors import AudioError, ConfigError, ModelError, StoreError
@@ -98,6 +99,34 @@ def test_bad_recordings_are_set_aside_with_their_reason_and_the_rest_goes_on(
         -1,
         -1,
     ]
+
+
+def test_a_recording_that_gets_features_after_all_loses_its_line(tmp_path: Path) -> None:
+    """Another slice makes its shard again, whose own list has no line of it."""
+    corpus, store = make_corpus(tmp_path), tmp_path / "store"
+    broken = {name: (tmp_path / name).read_bytes() for name in ("5.flac", "9.flac")}
+    for name in broken:
+        (tmp_path / name).write_bytes(b"no recording")
+    run(corpus, store)
+    for number in (1, 2):
+        shard_path(store, number).unlink()
+    (tmp_path / "5.flac").write_bytes(broken["5.flac"])
+    run(corpus, store, slice_of=(1, 4))
+    (line,) = (store / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["clip"] == "c9"
+    (tmp_path / "9.flac").write_bytes(broken["9.flac"])
+    assert run(corpus, store).n_encoded == 4
+    assert list(store.glob("rejected*")) == []
+    assert len(FeatureStore.open(store)) == 14
+
+
+def test_nothing_to_note_takes_no_lock(tmp_path: Path) -> None:
+    note_rejected(tmp_path / "rejected.jsonl", {}, readable={"a"})
+    assert list(tmp_path.iterdir()) == []
+    note_rejected(tmp_path / "rejected.jsonl", {"b": '{"clip": "b"}'}, readable={"a"})
+    (tmp_path / ".lock").unlink()
+    note_rejected(tmp_path / "rejected.jsonl", {}, readable={"a"})
+    assert not (tmp_path / ".lock").exists()
 
 
 def test_added_clips_are_made_alone(tmp_path: Path) -> None:
