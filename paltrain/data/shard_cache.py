@@ -73,6 +73,7 @@ class ShardCache:
         self._used_at: dict[Path, float] = {}  # by copy, as noted on the disk
         self._ask_after: dict[Path, float] = {}  # by original
         self._dropped: set[Path] = set()  # originals
+        self._told_too_large = False
         self._asked: SimpleQueue[Path | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -156,9 +157,15 @@ class ShardCache:
         with original, _claimed(copy.with_suffix(".part")) as part:
             seen = os.fstat(original.fileno())
             if seen.st_size > self._limit:
-                log.warning(
-                    "%s has %d bytes and is not copied: raise data.cache_gb", shard, seen.st_size
-                )
+                if not self._told_too_large:
+                    self._told_too_large = True
+                    log.warning(
+                        "%s has %d bytes, over data.cache_gb=%g, and is not copied, nor is any "
+                        "other shard as large: raise data.cache_gb",
+                        shard,
+                        seen.st_size,
+                        self._limit / 1e9,
+                    )
                 return False
             if part is not None and not copy.exists() and self._reserve(part, seen.st_size):
                 whole = self._fill(part, original) == seen.st_size
