@@ -25,6 +25,7 @@ and moves damaged shards to STORE/aside, so that the same command as before make
   python tools/precompute_features.py show STORE                        how far it is
   python tools/precompute_features.py verify STORE                      every fault, and its remedy
   python tools/precompute_features.py repair STORE
+  python tools/precompute_features.py repair STORE --rejected           to try rejected ones again
 """
 
 from __future__ import annotations
@@ -194,7 +195,17 @@ def about_store(words: Sequence[str]) -> None:
     )
     parser.add_argument("what", choices=STORE_COMMANDS)
     parser.add_argument("store", type=Path, metavar="STORE", help="a folder of features")
+    parser.add_argument(
+        "--rejected",
+        action="store_true",
+        help="repair: move shards with rejected recordings aside, to try these again",
+    )
     arguments = parser.parse_args(words)
+    if arguments.rejected:
+        if arguments.what != "repair":
+            parser.error(f"--rejected goes with repair, not with {arguments.what}")
+        try_rejected_again(arguments.store)
+        return
     {"show": show, "verify": verify, "repair": repair}[arguments.what](arguments.store)
 
 
@@ -221,16 +232,12 @@ def show(store: Path) -> None:
 
 
 def verify(store: Path) -> None:
-    """Raises StoreError with all findings."""
-    from paltrain.data.shards import finished_shards
-    from paltrain.data.verify import report_of, verify_store
-    from paltrain.errors import StoreError
+    """Raises StoreError with all findings, and what is not there."""
+    from paltrain.data.verify import require_whole, verify_store
 
     with _progress_bar() as bar:
         findings = verify_store(store, progress=_shards_read(bar))
-    if findings:
-        raise StoreError(report_of(store, findings))
-    print(f"{store}: {len(finished_shards(store))} shards are what was written")
+    print(require_whole(store, findings))
 
 
 def repair(store: Path) -> None:
@@ -245,6 +252,13 @@ def repair(store: Path) -> None:
         print(deed)
     if report.left:
         raise StoreError(f"not repaired, since it needs you: {report_of(store, report.left)}")
+
+
+def try_rejected_again(store: Path) -> None:
+    """Have the same command as before try the rejected recordings again."""
+    from paltrain.data.repair import retry_rejected
+
+    print(retry_rejected(store))
 
 
 def _shards_read(bar: Progress) -> Callable[[int, int], None]:

@@ -22,7 +22,8 @@ import numpy as np
 
 from paltrain.data.duplicates import by_stored_clip, read_duplicates, write_duplicates
 from paltrain.data.index import Corpus
-from paltrain.data.shards import ShardLine, finished_shards, read_shard_lines
+from paltrain.data.shards import ShardLine, assignment_path, finished_shards, read_shard_lines
+from paltrain.errors import StoreError
 from paltrain.files import locked, write_atomically
 from paltrain.log import get_logger
 from paltrain.slices import Slice, number_ranges
@@ -93,6 +94,9 @@ def assign_corpus(
     corpus's recordings by the ids that they are stored under, each with the number of its clip.
 
     Commands with different manifests may call it at the same time: each adds to what is there.
+
+    Raises:
+        StoreError: shards are there, but what they are for is not recorded, or cannot be read.
     """
     shards = assign_shards(folder, _contents(corpus), clips_per_shard=clips_per_shard)
     return shards, by_stored_clip(clips_with_audio(corpus), read_duplicates(folder))
@@ -165,7 +169,14 @@ def waiting_note(waiting: Mapping[int, str]) -> str:
 
 
 def _extended(folder: Path, clips: Contents, *, clips_per_shard: int) -> Assignment:
-    assignment = Assignment(read_shard_lines(folder), read_duplicates(folder))
+    lines = read_shard_lines(folder)
+    if not lines and (shards := finished_shards(folder)):
+        raise StoreError(
+            f"{folder} has {len(shards)} shards, but no {assignment_path(folder).name} says which "
+            f"clips they are for: `tools/precompute_features.py repair {folder}` makes it again "
+            "from them"
+        )
+    assignment = Assignment(lines, read_duplicates(folder))
     assignment.add(clips, clips_per_shard=clips_per_shard)
     return assignment
 
@@ -181,10 +192,15 @@ def _contents_of(line: ShardLine) -> Sequence[str | None]:
     return line.get("contents") or [None] * len(line["clips"])
 
 
+def write_shard_lines(folder: Path, lines: Sequence[ShardLine]) -> None:
+    """All of shards.jsonl; the caller holds the store's lock."""
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    write_atomically(assignment_path(folder), text)
+
+
 def _write(folder: Path, assignment: Assignment) -> None:
     """A kill in between leaves clips without a place that the next call finds to be duplicates."""
-    text = "".join(json.dumps(line) + "\n" for line in assignment.lines)
-    write_atomically(folder / "shards.jsonl", text)
+    write_shard_lines(folder, assignment.lines)
     if assignment.duplicates != read_duplicates(folder):
         write_duplicates(folder, assignment.duplicates)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from paltrain.data.duplicates import read_duplicates
 from paltrain.data.frames import FLOAT16
-from paltrain.data.rejected import read_rejected
+from paltrain.data.rejected import listed_clips
 from paltrain.data.shards import (
     finished_shards,
+    missing_shards,
     read_assignment,
     read_stamp,
     shard_index_path,
@@ -47,13 +48,12 @@ def overview(folder: Path) -> Overview:
     """Raises StoreError where there is no store. Reads no features."""
     stamp = read_stamp(folder)
     assignment, done = read_assignment(folder), finished_shards(folder)
-    missing = sorted(set(range(len(assignment))) - set(done))
+    missing = missing_shards(folder)
     indexes = [load_index(shard_index_path(folder, number))[0] for number in done]
     n_bytes = sum(shard_path(folder, number).stat().st_size for number in done)
     n_assigned_done = sum(len(assignment[n]) for n in done if n < len(assignment))
     n_missing = sum(len(assignment[number]) for number in missing)
     to_come = round(n_missing * n_bytes / n_assigned_done) if n_assigned_done else None
-    rejected = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
     return Overview(
         encoder=f"{stamp['encoder']['type']}, {stamp['frame_rate_hz']:g} frames of width "
         f"{stamp['width']} per second, {stamp.get('dtype', FLOAT16)}",
@@ -62,7 +62,7 @@ def overview(folder: Path) -> Overview:
         missing=missing,
         n_clips=n_assigned_done + n_missing,
         n_clips_done=sum(len(index) for index in indexes if index is not None),
-        n_rejected=len(rejected),
+        n_rejected=len(listed_clips(folder)),
         n_duplicates=len(read_duplicates(folder)),
         n_without_index=sum(index is None for index in indexes),
         n_bytes=n_bytes,

@@ -35,9 +35,14 @@ def read_rejected(file: Path) -> dict[str, str]:
     return {json.loads(line)["clip"]: line for line in lines}
 
 
+def listed_clips(folder: Path) -> set[str]:
+    """The clips of every list in a store."""
+    return {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+
+
 def rejected_clips(folder: Path) -> set[str]:
     """The clips of every list in a store, and those of the same recordings (`duplicates`)."""
-    listed = {clip for file in folder.glob("rejected*.jsonl") for clip in read_rejected(file)}
+    listed = listed_clips(folder)
     duplicates = read_duplicates(folder).items()
     return listed | {clip for clip, same_as in duplicates if same_as in listed}
 
@@ -51,10 +56,15 @@ def note_rejected(file: Path, lines: Mapping[str, str], *, readable: Collection[
     if not lines and not any(_listed(file.parent, readable)):
         return
     with locked(file.parent):
-        for other, kept in _listed(file.parent, readable):
-            _write(other, [line for clip, line in kept.items() if clip not in readable])
+        drop_rejected(file.parent, readable)
         if lines:
             _write(file, [*(read_rejected(file) | dict(lines)).values()])
+
+
+def drop_rejected(folder: Path, clips: Collection[str]) -> None:
+    """Drop the lines of clips from every list; the caller holds the store's lock."""
+    for file, lines in _listed(folder, clips):
+        _write(file, [line for clip, line in lines.items() if clip not in clips])
 
 
 def _listed(folder: Path, clips: Collection[str]) -> Iterator[tuple[Path, dict[str, str]]]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,9 @@ from paltrain.errors import StoreError
 COMPARED = ("weight_hash", "sample_rate_hz", "frame_rate_hz", "width", "dtype")
 COMPARED_OF_ENCODER = ("type", "options", "pool")  # a path differs from machine to machine
 ENCODER_DEFAULTS = {"pool": 1}  # of stores that were made before there was a choice
+
+
+SHARD_NAME = re.compile(r"shard-(\d{6}|[1-9]\d{6,})\.tar", re.ASCII)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -78,12 +82,38 @@ class ShardLine(TypedDict):
     contents: NotRequired[list[str | None]]
 
 
+def assignment_path(folder: Path) -> Path:
+    return folder / "shards.jsonl"
+
+
 def read_shard_lines(folder: Path) -> list[ShardLine]:
-    """`shards.jsonl`; without it, none."""
-    file = folder / "shards.jsonl"
-    if not file.exists():
+    """`shards.jsonl`; without it, none.
+
+    Raises:
+        StoreError: it cannot be read, or its lines are not those of shards 0, 1, ...
+    """
+    file = assignment_path(folder)
+    try:
+        text = file.read_text(encoding="utf-8").splitlines()
+        lines = [parse_shard_line(line) for line in text]
+        if [line["shard"] for line in lines] != list(range(len(lines))):
+            raise ValueError("its lines are not those of shards 0, 1, ...")
+        return lines
+    except FileNotFoundError:
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{file} cannot be read ({error!r}): `tools/precompute_features.py repair {folder}` "
+            "makes it again from the shards"
+        ) from error
+
+
+def parse_shard_line(text: str) -> ShardLine:
+    """A line of `shards.jsonl`. Raises ValueError, KeyError or TypeError where it is none."""
+    line: ShardLine = json.loads(text)
+    if not isinstance(line["shard"], int) or not isinstance(line["clips"], list):
+        raise TypeError(f"shard {line['shard']!r} of clips {line['clips']!r}")
+    return line
 
 
 def read_assignment(folder: Path) -> list[list[str]]:
@@ -104,8 +134,16 @@ def stamp_differences(mine: Mapping[str, Any], other: Mapping[str, Any]) -> list
 
 
 def finished_shards(folder: Path) -> list[int]:
-    """Numbers of the whole shards in a store."""
-    return sorted(int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.tar"))
+    """Numbers of the whole shards in a store; a copy of another name is none."""
+    names = (SHARD_NAME.fullmatch(path.name) for path in folder.glob("shard-*.tar"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def missing_shards(folder: Path) -> list[int]:
+    """Numbers of the shards that are recorded for clips and not there."""
+    finished = set(finished_shards(folder))
+    shards = enumerate(read_assignment(folder))
+    return [number for number, clips in shards if clips and number not in finished]
 
 
 class FeatureStore:
@@ -269,7 +307,7 @@ class FeatureStore:
         entry = self._index[row]
         try:
             clips = read_assignment(self.folder)[int(entry["shard"])]
-        except (OSError, ValueError, LookupError):  # shards.jsonl is damaged, too
+        except (StoreError, LookupError):  # shards.jsonl is damaged, too
             clips = []
         return next((c for c in clips if id_hash(c) == int(entry["id_hash"])), f"number {row}")
 

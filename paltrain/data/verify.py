@@ -7,8 +7,8 @@
 5. what a killed process left behind
 
 Guarantees: the store is left as it is (but for `index.npy`, which every reader may make again); one
-fault hides no other shard's. A store that is not finished is no fault. Costs: every byte is read
-once. No torch.
+fault hides no other shard's. A shard that is to come is no finding; `require_whole` says so.
+Costs: every byte is read once. No torch.
 """
 
 from __future__ import annotations
@@ -34,20 +34,29 @@ from paltrain.data.shards import (
     COMPARED_OF_ENCODER,
     ENCODER_DEFAULTS,
     FeatureStore,
+    assignment_path,
     finished_shards,
     merged_index_path,
+    missing_shards,
     read_assignment,
     read_stamp,
     shard_index_path,
     shard_path,
 )
 from paltrain.errors import StoreError
+from paltrain.slices import number_ranges
 
 LEFT_BEHIND_S = 600.0  # a file beside the final one that was not written to for so long
+HALF_WRITTEN = (  # names beside the final ones (`files.beside`)
+    ".shard-*",
+    *(f".{name}.*" for name in ("shards.jsonl", "duplicates.jsonl", "index.npy", "store.json")),
+    ".rejected*.jsonl.*",
+)
 MOST_CLIPS = 3  # named in one finding
 AGAIN = "run the command that made the store again"
 SHARD_AGAIN = f"`repair` moves it aside; then {AGAIN}"
 FROM_A_COPY = "restore it from a copy of the store"
+ASSIGNMENT_AGAIN = f"{FROM_A_COPY}, or `repair` makes it again from the shards"
 BY_HAND = f"move it and its index out of the store and {AGAIN}"
 
 Progress = Callable[[int, int], None]  # shards read, of so many
@@ -60,6 +69,7 @@ class Cure(Enum):
     INDEX = 1  # made again from the tar
     ASIDE = 2
     MERGED_INDEX = 3
+    ASSIGNMENT = 4  # made again from the tars
 
 
 @dataclass(frozen=True)
@@ -112,13 +122,19 @@ def _check_assignment(
     folder: Path, numbers: Sequence[int], findings: list[Finding]
 ) -> Sequence[Sequence[str]] | None:
     """The clips of every shard; None where nobody knows."""
-    file = folder / "shards.jsonl"
-    if numbers and not file.exists():
-        findings.append(Finding(file, "missing: nothing says what each shard is for", FROM_A_COPY))
-        return None
-    assignment: Sequence[Sequence[str]] | None
-    assignment = _read_each(file, read_assignment, folder, findings)
-    return assignment
+    file, fault = assignment_path(folder), "missing: nothing says what each shard is for"
+    try:
+        assignment = read_assignment(folder)
+    except StoreError as error:
+        fault = f"cannot be read ({error.__cause__!r})"
+        if isinstance(error.__cause__, OSError):
+            findings.append(Finding(file, fault, FROM_A_COPY))
+            return None
+    else:
+        if assignment or not numbers:
+            return assignment
+    findings.append(Finding(file, fault, ASSIGNMENT_AGAIN, Cure.ASSIGNMENT))
+    return None
 
 
 def _check_duplicates(
@@ -254,7 +270,8 @@ def _left_behind(folder: Path) -> Iterator[Finding]:
         for path in folder.glob("shard-*.index.npy")
         if not path.with_name(path.name.replace(".index.npy", ".tar")).exists()
     ]
-    for path in sorted([*lonely, *folder.glob(".shard-*"), *folder.glob(".index.npy.*")]):
+    half = [path for pattern in HALF_WRITTEN for path in folder.glob(pattern)]
+    for path in sorted([*lonely, *half]):
         try:
             age_s = time.time() - path.stat().st_mtime
         except FileNotFoundError:  # a process that is at work has just renamed it
@@ -269,6 +286,29 @@ def _named(clips: Sequence[str]) -> str:
     names = ", ".join(f"'{clip}'" for clip in clips[:MOST_CLIPS])
     more = f" and {len(clips) - MOST_CLIPS} more" if len(clips) > MOST_CLIPS else ""
     return f"clip{'s' if len(clips) > 1 else ''} {names}{more}"
+
+
+def require_whole(folder: Path, findings: Sequence[Finding]) -> str:
+    """That a verified store is whole, as a message.
+
+    Raises:
+        StoreError: all findings, and the shards that are recorded and not there.
+    """
+    there = finished_shards(folder)
+    try:
+        missing = missing_shards(folder)
+    except StoreError:  # there is a finding of it
+        missing = []
+    remedy = f"not there: {number_ranges(missing)}: {AGAIN}"
+    if findings:
+        lacking = f"\n  shards {remedy}" if missing else ""
+        raise StoreError(report_of(folder, findings) + lacking)
+    if missing:
+        raise StoreError(
+            f"{folder}: {len(there)} of {len(there) + len(missing)} shards are there and are what "
+            f"was written; {remedy}"
+        )
+    return f"{folder}: {len(there)} shards are what was written"
 
 
 def report_of(folder: Path, findings: Sequence[Finding]) -> str:

@@ -9,23 +9,29 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from paltrain.cli import main_guard
+from paltrain.data.assignment import assign_shards
 from paltrain.data.overview import overview
 from paltrain.data.repair import repair_store
 from paltrain.data.shard_index import COVERED, covered_shards
+from paltrain.data.shard_writer import write_shard
 from paltrain.data.shards import (
     FeatureStore,
+    finished_shards,
+    missing_shards,
     read_assignment,
     shard_index_path,
     shard_path,
 )
-from paltrain.data.verify import Cure, Finding, verify_store
+from paltrain.data.verify import Cure, Finding, require_whole, verify_store
 from paltrain.errors import StoreError
+from paltrain.files import beside
 from tests.data.conftest import write_store
 from tests.data.test_merge import everything
 from tests.data.test_precompute import ROOT, contents, make_corpus, run
@@ -257,10 +263,128 @@ def test_a_shard_that_no_assignment_knows_is_told_and_left_alone(folder: Path) -
     assert "shard-000002.tar: no line of shards.jsonl is for it" in str(only(report.left))
     assert report.deeds == []
     assert everything(folder) == before
+
+
+def test_a_lost_assignment_is_refused_and_made_again_from_the_shards(folder: Path) -> None:
+    whole = (folder / "shards.jsonl").read_bytes()
     (folder / "shards.jsonl").unlink()
+    names = [*random_features(N), "more"]
+    with pytest.raises(StoreError, match=r"has 3 shards, but no shards\.jsonl says .* repair "):
+        assign_shards(folder, names, clips_per_shard=5)
     assert "missing: nothing says" in only(verify_store(folder)).fault
-    (folder / "shards.jsonl").write_text("{half", encoding="utf-8")
-    assert "shards.jsonl: cannot be read" in str(only(verify_store(folder)))
+    report = repair_store(folder)
+    assert report.left == []
+    assert "0 lines were whole, 3 are from the shards" in report.deeds[0]
+    assert (folder / "shards.jsonl").read_bytes() == whole
+    assert verify_store(folder) == []
+    assert assign_shards(folder, names, clips_per_shard=5)[3:] == [["more"]]
+
+
+@pytest.mark.parametrize("harm", ["cut", "flipped", "without a line"])
+def test_a_torn_assignment_is_an_error_of_the_store_and_mended(folder: Path, harm: str) -> None:
+    file = folder / "shards.jsonl"
+    whole, shards = file.read_bytes(), read_assignment(folder)
+    lines = whole.splitlines(keepends=True)
+    for path in (shard_path, shard_index_path):
+        path(folder, 0).unlink()
+    if harm == "cut":
+        cut(file, len(whole) - 5)
+    elif harm == "flipped":
+        flip(file, len(lines[0]))
+    else:
+        file.write_bytes(lines[0] + lines[2])
+    for read in (read_assignment, partial(assign_shards, clips=["a"], clips_per_shard=5)):
+        with pytest.raises(StoreError, match=r"shards\.jsonl cannot be read .* repair .* again"):
+            read(folder)
+    finding = only(verify_store(folder))
+    assert finding.cure is Cure.ASSIGNMENT
+    assert "shards.jsonl: cannot be read" in str(finding)
+    assert repair_store(folder).left == []
+    assert read_assignment(folder) == shards
+    assert (folder / "aside/shards.jsonl").exists()
+    with pytest.raises(StoreError, match=r"2 of 3 shards are there .* not there: 0: run the"):
+        require_whole(folder, verify_store(folder))
+
+
+def test_of_damaged_shards_that_nothing_assigns_the_other_clips_get_new_places(
+    folder: Path,
+) -> None:
+    (folder / "shards.jsonl").unlink()
+    flip(shard_path(folder, 1), b'{"id": "clip.7')
+    for path in (shard_path, shard_index_path):
+        path(folder, 0).unlink()
+    assert repair_store(folder).left == []
+    assert [len(shard) for shard in read_assignment(folder)] == [0, 2, 2]
+    assert missing_shards(folder) == [1]
+    for number, names in enumerate(assign_shards(folder, [*random_features(N)], clips_per_shard=5)):
+        write_shard(folder, number, ((name, random_features(N)[name]) for name in names))
+    assert readable(folder) == clips(*range(N))
+    assert verify_store(folder) == []
+
+
+def test_a_copy_of_a_shard_is_no_shard(folder: Path) -> None:
+    for name in ("shard-000000 (copy).tar", "shard-00000.tar", "shard-0000001.tar", "shard-a.tar"):
+        shutil.copy(shard_path(folder, 0), folder / name)
+    assert finished_shards(folder) == [0, 1, 2]
+    assert verify_store(folder) == []
+    shard_path(folder, 1_234_567).touch()
+    assert finished_shards(folder)[-1] == 1_234_567
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "shards.jsonl",
+        "store.json",
+        "duplicates.jsonl",
+        "rejected.jsonl",
+        "rejected.001-of-002.jsonl",
+    ],
+)
+def test_what_a_killed_writer_left_of_a_list_is_moved_aside(folder: Path, name: str) -> None:
+    half = beside(folder / name)
+    half.write_text("half")
+    assert verify_store(folder) == []
+    os.utime(half, (0, 0))
+    assert "half-written, left by a process" in only(verify_store(folder)).fault
+    assert repair_store(folder).left == []
+    assert not half.exists()
+    assert verify_store(folder) == []
+
+
+def test_rejected_recordings_are_tried_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three of 14 recordings, in two of four shards; two come back, and later the third."""
+    corpus, folder = make_corpus(tmp_path), tmp_path / "store"
+    run(corpus, tmp_path / "whole")
+    was = {name: (tmp_path / name).read_bytes() for name in ("1.flac", "2.flac", "9.flac")}
+    for name in was:
+        (tmp_path / name).write_bytes(b"no recording")
+    run(corpus, folder)
+    for name in ("1.flac", "9.flac"):
+        (tmp_path / name).write_bytes(was[name])
+
+    def tool(*words: str) -> tuple[int, str]:
+        code = main_guard(precompute_features.main, [*words, str(folder)])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = tool("repair", "--rejected")
+    assert code == 0
+    assert f"3 rejected recordings in 2 shards, moved to {folder}/aside: 0,2; run the comm" in said
+    assert not (folder / "rejected.jsonl").exists()
+    assert "not there: 0,2" in tool("verify")[1]
+    report = run(corpus, folder)
+    assert (report.n_encoded, report.n_rejected) == (7, 1)
+    assert tool("verify")[0] == 0
+    assert "1 rejected recordings in 1 shards" in tool("repair", "--rejected")[1]
+    (tmp_path / "2.flac").write_bytes(was["2.flac"])
+    run(corpus, folder)
+    assert contents(folder) == contents(tmp_path / "whole")
+    assert "no recording was rejected" in tool("repair", "--rejected")[1]
+    with pytest.raises(SystemExit):
+        tool("verify", "--rejected")
 
 
 def test_clips_without_features_or_reason_are_named(folder: Path) -> None:
@@ -330,12 +454,23 @@ def test_all_faults_come_in_one_report_with_code_2_and_a_repaired_store_is_made_
     code, said = tool("repair")
     assert code == 0
     assert "shard-000000.index.npy made again from the tar, 4 clips" in said
-    assert tool("verify")[0] == 0
+    code, said = tool("verify")
+    assert code == 2
+    assert (
+        f"{folder}: 2 of 4 shards are there and are what was written; not there: 1,3: run" in said
+    )
+    flip(folder / "store.json", 0)
+    code, said = tool("verify")
+    assert code == 2
+    assert "store.json: cannot be read" in said
+    assert "\n  shards not there: 1,3: run the command" in said
+    flip(folder / "store.json", 0)
     code, said = tool("show")
     assert code == 0
     assert "2 of 4 done; missing: 1,3" in said
     assert run(corpus, folder).n_encoded == 6
     assert contents(folder) == whole
+    assert "4 shards are what was written" in tool("verify")[1]
     assert "nothing to repair" in tool("repair")[1]
     assert "4 of 4 done\n" in tool("show")[1]
 
