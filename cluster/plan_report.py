@@ -50,21 +50,21 @@ def _plan_lines(
     steps = config.stage.steps or max(1, round(plan.steps_per_epoch * (config.stage.epochs or 0)))
     epochs = steps / plan.steps_per_epoch
     yield line("step plan", "")
-    rows: list[tuple[str, object, str]] = [
-        ("questions", f"{plan.n_questions} of {plan.n_clips} clips, {plan.n_visits} visits", ""),
+    rows: list[tuple[str, str | None, str]] = [
+        ("questions", _questions(plan), ""),
         ("left out", "; ".join(f"{n} {why}" for why, n in plan.left_out.items()) or "none", ""),
-        ("steps", f"{steps} ({epochs:.2f} epochs of {plan.steps_per_epoch})", ""),
-        ("text tokens", plan.n_text_tokens, why_no_lengths),
-        ("target tokens", plan.n_target_tokens, why_no_lengths),
-        ("audio tokens", plan.n_audio_tokens, why_no_audio),
-        ("micro-batches", plan.micro_batches_per_step, why_no_audio),
-        ("imbalance", plan.imbalance, why_no_audio),
-        ("idle share", plan.idle_share, why_no_audio),
-        ("padding share", plan.padding_share, why_no_audio),
-        ("read per step", _bytes(plan.bytes_per_step), why_no_audio),
+        ("steps", f"{steps} ({epochs:.2f} epochs of {plan.steps_per_epoch} steps)", ""),
+        ("text tokens", _said(plan.n_text_tokens, "an epoch"), why_no_lengths),
+        ("target tokens", _said(plan.n_target_tokens, "an epoch"), why_no_lengths),
+        ("audio tokens", _said(plan.n_audio_tokens, "an epoch"), why_no_audio),
+        ("micro-batches", _said(plan.micro_batches_per_step, "a step and rank"), why_no_audio),
+        ("imbalance", _said(plan.imbalance, "(dearest rank / mean rank)"), why_no_audio),
+        ("idle share", _said(plan.idle_share, "of the ranks' time in a step"), why_no_audio),
+        ("padding share", _said(plan.padding_share, "of a step's tokens"), why_no_audio),
+        ("read per step", _bytes(plan.bytes_per_step, "by all nodes"), why_no_audio),
         (
             "read per node",
-            _bytes(plan.bytes_per_step_and_node, ", by the one with most"),
+            _bytes(plan.bytes_per_step_and_node, "by the one with most"),
             why_no_audio,
         ),
     ]
@@ -76,23 +76,35 @@ def _plan_lines(
         if value is None:
             unknown.setdefault(reason, []).append(label)
         else:
-            shown = f"{value:.3f}" if isinstance(value, float) else str(value)
-            yield line("  " + label, shown)
+            yield line("  " + label, value)
     for reason, labels in unknown.items():
         yield f"  {', '.join(labels)}: unknown: {reason}"
 
 
-def _bytes(n_bytes: float | None, by_whom: str = "") -> str | None:
+def _questions(plan: PlanSummary) -> str:
+    """How often the questions of how many clips are asked."""
+    visits = f"about {plan.n_clips} clips in {plan.n_visits} visits"
+    return f"{plan.n_questions} asked an epoch, {plan.n_different} different, {visits}"
+
+
+def _said(figure: float | None, of_what: str) -> str | None:
+    """A figure with what it is of."""
+    if figure is None:
+        return None
+    return f"{figure:.4g} {of_what}" if isinstance(figure, float) else f"{figure} {of_what}"
+
+
+def _bytes(n_bytes: float | None, by_whom: str) -> str | None:
     """Of features in a step, in words."""
     if n_bytes is None:
         return None
     unit, size = next(((u, s) for u, s in (("GB", 1e9), ("MB", 1e6)) if n_bytes >= s), ("kB", 1e3))
-    return f"{n_bytes / size:.3g} {unit} of features{by_whom}"
+    return f"{n_bytes / size:.3g} {unit} of features a step, {by_whom}"
 
 
 def _share(part: PartShare) -> str:
-    asked = f"asked {part.n_asked} times, {part.share:.1%} of an epoch"
-    return f"{part.n_questions} questions of {part.n_clips} clips, {asked}"
+    different = f"{part.n_questions} different, about {part.n_clips} clips"
+    return f"{part.n_asked} asked an epoch ({part.share:.1%} of it), {different}"
 
 
 def _audit(corpus: Corpus, store: FeatureStore, split: str) -> str:

@@ -101,8 +101,9 @@ def _draw(config: TrainConfig, data: RunData | Unknown, path: Path, shape: str) 
         no_stores=data.no_stores,
     )
     told = data.summary
-    steps = f"{told.n_questions:,} questions of {told.n_clips:,} clips in {told.steps_per_epoch:,}"
-    subtitle = f"An epoch: {steps} steps; {shape}"
+    asked = f"{told.n_questions:,} questions asked, {told.n_different:,} different"
+    steps = f"about {told.n_clips:,} clips, in {told.steps_per_epoch:,} steps"
+    subtitle = f"An epoch: {asked}, {steps}; {shape}"
     try:
         draw(panels, path, title=config.run.name, subtitle=subtitle)
     except OSError as error:

@@ -22,9 +22,10 @@ VISITS_AT_ONCE = 100_000
 class PlanSummary:
     """One epoch, and the mean over its first steps.
 
-    n_questions: with the mixture's repeats. left_out: questions not in use, by reason. mixture: by
-    name, what each part is of an epoch. Tokens are of the whole epoch (the first): text needs the
-    length table, audio also every stream's store. imbalance: dearest rank / mean rank.
+    n_questions: with the mixture's repeats; n_different: without. left_out: questions not in use,
+    by reason. mixture: by name, what each part is of an epoch. Tokens are of the whole epoch (the
+    first): text needs the length table, audio also every stream's store. imbalance: dearest rank /
+    mean rank.
     idle_share: time that ranks wait for the dearest micro-batch of the same number. padding_share:
     tokens of dummy micro-batches (sequences are packed, so there is no other padding).
     bytes_per_step: of features that all ranks together read; bytes_per_step_and_node: the node that
@@ -32,6 +33,7 @@ class PlanSummary:
     """
 
     n_questions: int
+    n_different: int
     n_clips: int
     n_visits: int
     steps_per_epoch: int
@@ -67,6 +69,7 @@ def plan_summary(
     read = [_bytes_by_node(sizes, step, n_nodes) for step in steps if sizes]
     return PlanSummary(
         n_questions=plan.planner.order.n_questions,
+        n_different=len(np.unique(np.asarray(plan.planner.order.questions))),
         n_clips=plan.n_clips,
         n_visits=plan.planner.order.n_visits,
         steps_per_epoch=plan.planner.steps_per_epoch,

@@ -13,7 +13,7 @@ import pytest
 
 from paltrain.cli import main_guard
 from paltrain.model.tokenization import train_tokenizer
-from paltrain.report.plan_picture import N_BINS, Panel, draw, panels_of
+from paltrain.report.plan_picture import N_BINS, Panel, Shares, _edges, draw, panels_of
 from tests.cluster.material import SOUNDS, empty_store, write_config, write_sounds, write_texts
 from tests.cluster.test_launch import ROOT, launch, said
 from tools import plan_data
@@ -62,11 +62,11 @@ def test_it_says_what_the_dry_run_says_and_draws_the_lengths(
     code, out, err = plan(capsys, heard, "--lengths", "--out", picture)
     assert (code, err) == (0, "")
     for part in (
-        "questions          24 of 24 clips",
+        "questions          24 asked an epoch, 24 different, about 24 clips in 24 visits",
         "target tokens",
-        "micro-batches",
-        "idle share",
-        "kB of features",
+        " a step and rank",
+        "of the ranks' time in a step",
+        "kB of features a step, by all nodes",
         "of 24 'train' clips with audio 0 lack features",
         f"picture              {picture}",
     ):
@@ -104,7 +104,7 @@ def test_what_is_missing_is_named_and_the_rest_is_said_and_drawn(
     assert code == 0
     assert "text tokens, target tokens, audio tokens, micro-batches" in out
     assert "unknown: no length table for this tokenizer and template; a launch makes it, or" in out
-    assert "questions          24 of 24 clips" in out
+    assert "questions          24 asked an epoch, 24 different, about 24 clips in 24 visits" in out
     assert is_picture(tmp_path / "plan.png")
     gone = ["model.streams.mel.features=nowhere", "--lengths", "--out", tmp_path / "other.svg"]
     code, out, _ = plan(capsys, heard, *gone)
@@ -208,6 +208,23 @@ def test_a_picture_of_one_length_and_of_none(tmp_path: Path) -> None:
     assert "unknown: no clips" in drawn
     assert drawn.count("unknown: nobody knows") == 1
     assert N_BINS < 100
+
+
+def test_a_long_clip_does_not_squeeze_the_others(tmp_path: Path) -> None:
+    tokens = np.append(np.arange(10, 50).repeat(3), [1125])
+    edges, last = _edges(tokens)
+    counts, _ = np.histogram(np.minimum(tokens, last + 1), edges)
+    assert (counts.tolist(), last) == ([3] * 40 + [1], 49)
+    edges, last = _edges(tokens[:-1])
+    assert (edges[0], edges[-1], last) == (9.5, 49.5, 49)
+    panels = [
+        Panel("audio", "clips", "#123456", tokens),
+        Shares("parts", {"mine": 0.75, "others": 0.25}),
+    ]
+    draw(panels, tmp_path / "plan.svg", title="a run", subtitle="")
+    drawn = (tmp_path / "plan.svg").read_text()
+    for part in ("tokens; last bar: 1 of 121 above 49", "clips (each once)", "75.0 %", "others"):
+        assert part in drawn, part
 
 
 def test_panels_count_what_an_epoch_asks(heard: Path, capsys: pytest.CaptureFixture[str]) -> None:
