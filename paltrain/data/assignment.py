@@ -14,8 +14,9 @@ Cost: linear in the clips, those recorded and those asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ from paltrain.slices import Slice, number_ranges
 log = get_logger(__name__)
 
 Contents = Mapping[str, str | None]  # by clip id, in order: the recording's content, if it is known
+Seconds = Mapping[str, float]  # by clip id: what its recording lasts, where that is known
+
+SHARD_AUDIO_S = 4 * 3600.0  # a shard is decoded and encoded in memory: 0.9 GB at 16 kHz
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Assignment:
         """The clip ids of every shard."""
         return [line["clips"] for line in self.lines]
 
-    def add(self, clips: Contents, *, clips_per_shard: int) -> None:
+    def add(self, clips: Contents, *, clips_per_shard: int, seconds: Seconds) -> None:
         """A place, or a stored clip of the same content, for each clip that has neither."""
         recorded = {
             clip: content
@@ -71,8 +75,8 @@ class Assignment:
             else:
                 self.duplicates.pop(clip, None)  # of a clip that no shard is for
                 new.append(clip)
-        for at in range(0, len(new), clips_per_shard):
-            self._add_shard({clip: clips[clip] for clip in new[at : at + clips_per_shard]})
+        for shard in _cut(new, clips_per_shard, seconds):
+            self._add_shard({clip: clips[clip] for clip in shard})
 
     def _add_shard(self, clips: Contents) -> None:
         line: ShardLine = {"shard": len(self.lines), "clips": list(clips)}
@@ -84,7 +88,8 @@ class Assignment:
 
 def assignment_of(folder: Path, corpus: Corpus, *, clips_per_shard: int) -> Assignment:
     """What the store records, and what the corpus would add; nothing is written."""
-    return _extended(folder, _contents(corpus), clips_per_shard=clips_per_shard)
+    clips, seconds = _contents(corpus), _seconds(corpus)
+    return _extended(folder, clips, clips_per_shard=clips_per_shard, seconds=seconds)
 
 
 def assign_corpus(
@@ -98,20 +103,28 @@ def assign_corpus(
     Raises:
         StoreError: shards are there, but what they are for is not recorded, or cannot be read.
     """
-    shards = assign_shards(folder, _contents(corpus), clips_per_shard=clips_per_shard)
+    clips, seconds = _contents(corpus), _seconds(corpus)
+    shards = assign_shards(folder, clips, clips_per_shard=clips_per_shard, seconds=seconds)
     return shards, by_stored_clip(clips_with_audio(corpus), read_duplicates(folder))
 
 
 def assign_shards(
-    folder: Path, clips: Sequence[str] | Contents, *, clips_per_shard: int
+    folder: Path,
+    clips: Sequence[str] | Contents,
+    *,
+    clips_per_shard: int,
+    seconds: Seconds | None = None,
 ) -> list[list[str]]:
     """The same of clips by their ids. Of those with the same content one gets a place, the others a
-    line in duplicates.jsonl."""
+    line in duplicates.jsonl. A shard holds `clips_per_shard` of them, or SHARD_AUDIO_S of audio."""
     contents = clips if isinstance(clips, Mapping) else dict.fromkeys(clips)
-    assignment = _extended(folder, contents, clips_per_shard=clips_per_shard)
+    extended = partial(
+        _extended, folder, contents, clips_per_shard=clips_per_shard, seconds=seconds or {}
+    )
+    assignment = extended()
     if assignment.is_new:
         with locked(folder):
-            assignment = _extended(folder, contents, clips_per_shard=clips_per_shard)
+            assignment = extended()
             if assignment.is_new:
                 _write(folder, assignment)
     _warn_of_changed(folder, assignment.changed)
@@ -168,7 +181,9 @@ def waiting_note(waiting: Mapping[int, str]) -> str:
     )
 
 
-def _extended(folder: Path, clips: Contents, *, clips_per_shard: int) -> Assignment:
+def _extended(
+    folder: Path, clips: Contents, *, clips_per_shard: int, seconds: Seconds
+) -> Assignment:
     lines = read_shard_lines(folder)
     if not lines and (shards := finished_shards(folder)):
         raise StoreError(
@@ -177,8 +192,28 @@ def _extended(folder: Path, clips: Contents, *, clips_per_shard: int) -> Assignm
             "from them"
         )
     assignment = Assignment(lines, read_duplicates(folder))
-    assignment.add(clips, clips_per_shard=clips_per_shard)
+    assignment.add(clips, clips_per_shard=clips_per_shard, seconds=seconds)
     return assignment
+
+
+def _cut(clips: Sequence[str], clips_per_shard: int, seconds: Seconds) -> Iterator[list[str]]:
+    """Runs of at most `clips_per_shard` clips and SHARD_AUDIO_S; a longer recording is alone."""
+    shard: list[str] = []
+    total_s = 0.0
+    for clip in clips:
+        lasts = seconds.get(clip, 0.0)
+        if shard and (len(shard) == clips_per_shard or total_s + lasts > SHARD_AUDIO_S):
+            yield shard
+            shard, total_s = [], 0.0
+        shard.append(clip)
+        total_s += lasts
+    if shard:
+        yield shard
+
+
+def _seconds(corpus: Corpus) -> dict[str, float]:
+    lasts = np.asarray(corpus.duration_s)[np.asarray(corpus.has_audio)].tolist()
+    return dict(zip(clips_with_audio(corpus), lasts, strict=True))
 
 
 def _contents(corpus: Corpus) -> dict[str, str | None]:

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from paltrain.data import decoding
+from paltrain.data.assignment import assign_shards
 from paltrain.data.coverage import coverage
 from paltrain.data.index import Corpus
 from paltrain.data.makers import PrecomputeReport, Target
@@ -442,3 +443,13 @@ def test_the_bytes_to_come_are_those_that_are_written(tmp_path: Path) -> None:
     size = (tmp_path / "store" / "shard-000000.tar").stat().st_size
     assert told == pytest.approx(size, rel=0.5)  # the clips of a tenth of a second are mostly tar
     assert coverage(corpus, tmp_path / "store").n_missing == 0
+
+
+def test_long_recordings_make_shards_of_fewer_clips(tmp_path: Path) -> None:
+    lasts = {
+        f"c{n}": hours * 3600.0 for n, hours in enumerate([1, 1.5, 1.5, 0.1, 9, 0.1, 0.1, 0.1])
+    }
+    shards = assign_shards(tmp_path, list(lasts), clips_per_shard=3, seconds=lasts)
+    assert shards == [["c0", "c1", "c2"], ["c3"], ["c4"], ["c5", "c6", "c7"]]
+    again = assign_shards(tmp_path, [*lasts, "new"], clips_per_shard=3, seconds=lasts)
+    assert again == [*shards, ["new"]]
