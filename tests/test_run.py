@@ -62,7 +62,7 @@ def test_a_run_that_never_trained_may_be_corrected(config, evidence, caplog):
     (folder.tokenizer / "tokenizer.json").write_text("{}")
     folder.metrics.touch()
     folder.checkpoints.mkdir()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="paltrain"):
         assert prepare_run(config) == folder
     assert "never trained: it takes over data.manifests: ['mm.jsonl'] -> ['m.jsonl']" in caplog.text
     assert "- m.jsonl" in folder.config.read_text()

@@ -108,6 +108,7 @@ def _add_data_sets(commands: Any) -> None:
         "table",
         "your own recordings and a CSV of questions",
         data="--table",
+        what="a CSV file, one question a line; its columns are above",
         example="--table questions.csv --audio-dir recordings",
     )
     own.add_argument("--audio-dir", type=Path, required=True, help="where the recordings lie")
@@ -165,7 +166,13 @@ def _add_data_sets(commands: Any) -> None:
 
 
 def _data_set(
-    commands: Any, layout: str, about: str, *, example: str = "", data: str = "--data"
+    commands: Any,
+    layout: str,
+    about: str,
+    *,
+    example: str = "",
+    data: str = "--data",
+    what: str = "the data set as unpacked",
 ) -> argparse.ArgumentParser:
     """The command of a layout, whose help is its module's docstring. example: its arguments. data:
     the option that names it."""
@@ -180,9 +187,7 @@ def _data_set(
     command.epilog = (
         f"example:\n  python tools/prepare_data.py {layout} {words} --out data/{layout}"
     )
-    command.add_argument(
-        data, dest="data", type=Path, required=True, help="the data set as unpacked"
-    )
+    command.add_argument(data, dest="data", type=Path, required=True, help=what)
     command.add_argument("--out", type=Path, required=True, help="folder of the manifest")
     command.add_argument("--splits", type=_names, help="a,b: these alone")
     command.add_argument("--limit", type=_positive, help="at most so many clips of each split")

@@ -138,7 +138,7 @@ def _look_at_folder(job: Job, found: Findings) -> None:
 
 
 def _look_at_room(needs: Sequence[Need], found: Findings) -> None:
-    """Whether a file system has room for all that the chain leaves there."""
+    """Whether a file system has room for all that the chain will write there and keep."""
 
     def device(need: Need) -> int:
         return _nearest(need.folder).stat().st_dev
@@ -150,12 +150,12 @@ def _look_at_room(needs: Sequence[Need], found: Findings) -> None:
         each = ", ".join(f"{need.name} {_size(need.n_bytes)} ({need.what})" for need in there)
         if wanted > free:
             found.problems.append(
-                f"the file system of {place} has {_size(free)} free, but the chain leaves "
+                f"the file system of {place} has {_size(free)} free, but the chain will write "
                 f"{_size(wanted)} there: {each}; free some, lower checkpoint.keep, or set run.root"
             )
         else:
             found.good.append(
-                f"room: the chain leaves {_size(wanted)} of the {_size(free)} free at {place} "
+                f"room: the chain will write {_size(wanted)}; {_size(free)} are free at {place} "
                 f"(quotas are not looked at): {each}"
             )
 

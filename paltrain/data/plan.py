@@ -219,9 +219,10 @@ def questions_that_fit(
     for kind, size, budget in (("text", alone, text_budget), ("audio", audio, audio_budget)):
         if len(size) and size.max() > budget:
             worst = int(size.argmax())
+            longest, remedy = _longest(kind, sizes, questions[at[worst] : clip_start[worst + 1]])
             raise ManifestError(
-                f"{name(int(questions[at[worst]]))} takes up to {size[worst]} {kind} tokens, over "
-                f"data.{kind}_token_budget={budget}: raise it, or set data.max_{kind}_tokens"
+                f"{name(longest)} takes up to {size[worst]} {kind} tokens, over "
+                f"data.{kind}_token_budget={budget}: raise it, or {remedy}"
             )
     fit_shared = (text_budget - trunk) // np.maximum(branch, 1)
     fit_apart = np.minimum(
@@ -229,3 +230,19 @@ def questions_that_fit(
     )
     fit = np.where(shared, fit_shared, fit_apart)
     return np.clip(fit, 1, questions_per_visit).astype(np.int32)
+
+
+def _longest(kind: str, sizes: QuestionSizes, questions: Int32Array) -> tuple[int, str]:
+    """Of the questions of a clip the one with most tokens, and what leaves it out."""
+    lengths = sizes.lengths
+    if kind == "text":
+        of_each = lengths["trunk"][questions] + lengths["branch"][questions]
+        return int(questions[of_each.argmax()]), "set data.max_text_tokens"
+    further, heard = sizes.more_heard_by(questions)
+    if not len(further):
+        return int(questions[0]), "set data.max_audio_tokens"
+    most = int(questions[further[heard["audio"].argmax()]])
+    return most, (
+        "set data.max_audio_tokens, which holds for each clip, or leave the question out: it hears "
+        "several clips, and all of them count"
+    )

@@ -40,12 +40,18 @@ class DecoderShape:
         """config: a `transformers` configuration, or its fields.
 
         Raises:
-            ModelError: it does not say a size.
+            ModelError: it does not say a size, or says one for each layer.
         """
 
         def said(name: str) -> int | None:
             is_plain = isinstance(config, Mapping)
-            return config.get(name) if is_plain else getattr(config, name, None)
+            value = config.get(name) if is_plain else getattr(config, name, None)
+            if value is not None and not isinstance(value, int):
+                raise ModelError(
+                    f"the LLM's configuration must say {name} as one number, is {value!r:.60}: "
+                    "choose a model whose layers all have the same"
+                )
+            return value
 
         def size(name: str) -> int:
             value = said(name)

@@ -142,7 +142,7 @@ def test_a_good_chain_says_what_was_looked_at(tmp_path, capsys):
         "engine.name=deepspeed can be imported",
         "1,600 of 30,432 parameters train",  # (16 + 1) * 32 + (32 + 1) * 32 of the connector
         "the run stage2 of this chain: streams mel",
-        "room: the chain leaves",
+        "room: the chain will write",
         "no problem in 4 jobs",
     ):
         assert part in said, part
@@ -570,7 +570,7 @@ def test_no_room_for_the_checkpoints(tmp_path):
     wide = {"hidden_size": 2**16, "intermediate_size": 2**18, "num_hidden_layers": 2}
     problem = only_problem(write_config(tmp_path, model={"architecture": {
         "model_type": "llama", "num_attention_heads": 64, **wide}}))  # fmt: skip
-    assert " free, but the chain leaves 5." in problem
+    assert " free, but the chain will write 5." in problem
     assert " TB there: base 5." in problem
     assert "lower checkpoint.keep" in problem
 

@@ -145,7 +145,7 @@ def test_what_a_part_leaves_out_is_counted(plan_of):
 
 def test_a_run_says_what_each_part_is_of_an_epoch(plan_of, caplog):
     n_speech, n_sounds = (len(questions_where(lambda n, q, s=s: (n < 8) == s)) for s in (1, 0))
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="paltrain"):
         plan = plan_of(
             mixture={
                 "speech": {"datasets": ["speech"], "weight": 4},

@@ -1,5 +1,7 @@
 """Step plans: budgets hold, ranks are even, and nothing but the dealing out knows of ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -196,6 +198,22 @@ def test_a_question_over_a_budget_is_refused_before_training(column, value, says
             sizes,
             np.arange(3, dtype=np.int32),
             np.arange(4),
+            questions_per_visit=1,
+            text_budget=300,
+            audio_budget=400,
+            name=lambda number: f"question {number}",
+        )
+
+
+def test_a_question_of_clips_that_are_too_long_together_may_be_left_out():
+    sizes = sizes_of([2, 1])
+    clips = clips_of(np.array([100, 301]))
+    sizes = replace(sizes, clips=clips, further=further_sizes(clips, np.array([1]), np.array([1])))
+    with pytest.raises(ManifestError, match="question 1 takes up to 401 .*, or leave the question"):
+        questions_that_fit(
+            sizes,
+            np.arange(3, dtype=np.int32),
+            np.array([0, 2, 3]),
             questions_per_visit=1,
             text_budget=300,
             audio_budget=400,

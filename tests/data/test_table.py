@@ -66,6 +66,25 @@ def test_a_table_becomes_a_manifest_whose_recordings_are_found(
     assert not imported.aside.entries
 
 
+def test_an_answer_that_is_none_of_its_options_is_set_aside(
+    tmp_path: Path, audio_dir: Path
+) -> None:
+    table = (
+        "audio,question,answer,options\n"
+        "clip 0.wav,Is it loud?,yes,yes|no\n"
+        "clip 0.wav,Is it long?,perhaps,yes|no\n"
+        "clip 1.wav,Is it loud?,Yes,yes|no\n"
+    )
+    imported = run(tmp_path, audio_dir, table)
+    assert (imported.n_clips, imported.n_questions) == (1, 1)
+    assert [(entry["line"], entry["kind"]) for entry in imported.aside.entries] == [
+        (3, "answer not among the options"),
+        (4, "answer not among the options"),
+    ]
+    said = "the answer 'perhaps' is none of the options yes | no: spell it as one"
+    assert imported.aside.entries[0]["reason"] == said
+
+
 def test_rows_that_cannot_be_used_are_set_aside_and_the_rest_goes_on(
     tmp_path: Path, audio_dir: Path
 ) -> None:

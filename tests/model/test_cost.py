@@ -88,3 +88,5 @@ def test_the_sizes_may_be_plain_fields_and_a_missing_one_is_named() -> None:
     fields = {k: v for k, v in config.to_dict().items() if k != "intermediate_size"}
     with pytest.raises(ModelError, match="has no intermediate_size"):
         DecoderShape.of(fields)
+    with pytest.raises(ModelError, match=r"intermediate_size as one number, is \[16, 32\]"):
+        DecoderShape.of(fields | {"intermediate_size": [16, 32]})

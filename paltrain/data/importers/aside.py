@@ -18,6 +18,7 @@ EMPTY = "empty label or text"
 DUPLICATE = "duplicate"
 TWO_SPLITS = "in two splits"
 CONTRADICTION = "contradiction"
+NO_OPTION = "answer not among the options"
 
 MAX_SHOWN = 3  # of each kind
 

@@ -2,7 +2,8 @@
 
 1. A module for each layout yields `Found`: one recording, its split, the questions about it.
 2. Lines about the same recording become one clip. A question that stands there twice is asked once;
-   one with options and two different answers keeps the first, and the other is set aside.
+   one with options and two different answers keeps the first, and the other is set aside, as is one
+   whose answer is none of its options.
 3. `splits` and `limit` choose clips; recordings are read in processes for durations and contents.
 4. Recordings with the same bytes become one clip with the questions of all. Across splits they do
    not: the copy in the split that is nearer to a test stays, the other is set aside. Contents
@@ -25,6 +26,7 @@ from paltrain.data.importers.aside import (
     CONTRADICTION,
     DUPLICATE,
     MISSING,
+    NO_OPTION,
     TWO_SPLITS,
     Aside,
 )
@@ -176,6 +178,9 @@ def _gather(lines: Iterable[Found], wanted: Sequence[str], aside: Aside) -> dict
     for found in lines:
         if wanted and found.split not in wanted:
             continue
+        drafts = [draft for draft in found.questions if _is_answerable(draft, found, aside)]
+        if found.questions and not drafts:
+            continue
         known = gathered.setdefault(found.audio, _Gathered(found))
         if found.split != known.found.split:
             stays, goes = sorted((known.found, found), key=_nearness_to_test)
@@ -188,8 +193,18 @@ def _gather(lines: Iterable[Found], wanted: Sequence[str], aside: Aside) -> dict
             if goes is found:
                 continue
             known = gathered[found.audio] = _Gathered(found)
-        _add(known, found.questions, found, aside)
+        _add(known, drafts, found, aside)
     return gathered
+
+
+def _is_answerable(draft: Draft, found: Found, aside: Aside) -> bool:
+    """Whether the answer is among the options, if there are any; otherwise it is set aside."""
+    if draft.options is None or draft.answer in draft.options:
+        return True
+    options = " | ".join(draft.options)
+    reason = f"the answer '{draft.answer}' is none of the options {options}: spell it as one"
+    aside.add(NO_OPTION, reason, file=found.file, line=found.line)
+    return False
 
 
 def _nearness_to_test(found: Found) -> int:

@@ -2,8 +2,8 @@
 
 Columns: `audio` (path under the folder), `question`, `answer`; optional `task` (default: answer),
 `split` (default: drawn by recording, so that no recording is in two splits) and `options`
-(separated by |). Every recording is decoded, unless --no-decode says otherwise, so that what is cut
-off or silent is told at once.
+(separated by |; the answer must be one of them, letter by letter). Every recording is decoded,
+unless --no-decode says otherwise, so that what is cut off or silent is told at once.
 """
 
 from __future__ import annotations
