@@ -27,7 +27,7 @@ from paltrain.data.rejected import rejected_clips
 from paltrain.data.selection import hears_only
 from paltrain.data.shards import (
     finished_shards,
-    read_assignment,
+    missing_shards,
     read_stamp,
     shard_path,
 )
@@ -197,13 +197,12 @@ def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) ->
     lacking = corpus.clip_id_array[clips & (rows < 0)].tolist()
     rejected = rejected_clips(folder)
     finished = finished_shards(folder)
-    assigned = range(len(read_assignment(folder)))
     return Audit(
         n_wanted=int(clips.sum()),
         n_rejected=sum(clip in rejected for clip in lacking),
         absent=[clip for clip in lacking if clip not in rejected],
         n_shards=len(finished),
-        unmade=sorted(set(assigned) - set(finished)),
+        unmade=missing_shards(folder),
         torn=_torn(store, finished),
     )
 

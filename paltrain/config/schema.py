@@ -290,7 +290,7 @@ class FeaturesConfig:
     folder: str = MISSING  # of the stores: one for each encoder, FOLDER/NAME
     encoders: dict[str, EncoderConfig] = field(default_factory=dict)  # by the name of their store
     only: list[str] | None = None  # of the encoders' names; default: all
-    clips_per_shard: int = 512
+    clips_per_shard: int = 512  # fewer where recordings are long: 4 hours make a shard
     batch_clips: int = 16  # a batch of the encoder has at most so many windows ...
     batch_audio_s: float = 960.0  # ... and so many seconds, each as long as the longest
     workers: int = 2  # processes that decode
