@@ -157,6 +157,7 @@ def _print_report(
         f"{report.n_encoded} encoded ({report.audio_s / 3600:.2f} h, {report.n_bytes / 1e6:.0f} "
         f"MB), of them {report.n_silent} silent; {report.n_rejected} set aside"
         + (f" in {set_aside}" if report.n_rejected else "")
+        + (f", {report.n_rejected_before} before" if report.n_rejected_before else "")
         + (f"; {report.n_waiting} wait for other manifests" if report.n_waiting else "")
     )
 

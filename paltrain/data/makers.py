@@ -32,6 +32,7 @@ from paltrain.encoders.base import AudioEncoder
 from paltrain.errors import AudioError, ConfigError, ModelError
 from paltrain.slices import Slice
 
+MANY = 16  # recordings of which not all can be bad by chance
 LOOK_S = 0.5  # how often progress is told, and how soon a thread notices that it shall end
 
 Features = NDArray[np.float32]
@@ -50,8 +51,8 @@ class Target:
 class PrecomputeReport:
     """What a run did for one store; rejected and silent count this run's clips alone.
 
-    n_clips: the recordings of the slice. n_there_before: of them, those that another run did.
-    n_waiting: recordings in shards that wait for other manifests.
+    n_clips: the recordings of the slice. n_there_before, n_rejected_before: of them, those that
+    another run encoded and set aside. n_waiting: those in shards that wait for other manifests.
     """
 
     n_clips: int = 0
@@ -62,10 +63,12 @@ class PrecomputeReport:
     audio_s: float = 0.0
     n_bytes: int = 0
     n_waiting: int = 0
+    n_rejected_before: int = 0
 
     @property
     def n_done(self) -> int:
-        return self.n_there_before + self.n_encoded + self.n_rejected
+        before = self.n_there_before + self.n_rejected_before
+        return before + self.n_encoded + self.n_rejected
 
     def add(self, made: PrecomputeReport) -> None:
         for each in fields(self):
@@ -77,9 +80,6 @@ Made = tuple[int, PrecomputeReport]  # number of the target, what to add to its 
 
 class GivenUp(Exception):  # noqa: N818
     """Ends a thread whose work nobody waits for any more."""
-
-
-MANY = 16  # recordings of which not all can be bad by chance
 
 
 class Makers:
@@ -168,6 +168,22 @@ class Makers:
             made.n_there_before = len(recordings)
             return self._writing.submit(self._made.put, (which, made))
         encoder = target.encoders[device]
+        samples, reasons = self._encoded(recordings, decoded, encoder, made)
+        made.n_encoded, made.n_rejected = len(samples), len(reasons)
+        readable = {clip for clip, _ in samples}
+        _set_aside(rejected_path(target.folder, self._slice_of), reasons, readable)
+        while not self._room.acquire(timeout=LOOK_S):
+            self._look()
+        return self._writing.submit(self._write, which, number, samples, made)
+
+    def _encoded(
+        self,
+        recordings: Sequence[Recording],
+        decoded: Sequence[Decoded],
+        encoder: AudioEncoder,
+        made: PrecomputeReport,
+    ) -> tuple[list[tuple[str, Features]], dict[Recording, str]]:
+        """Clip ids and features of what can be used, and why the rest cannot."""
         heard, reasons = _told_apart(recordings, decoded, encoder.sample_rate_hz)
         features = self._features(encoder, list(heard.values()))
         samples = []
@@ -183,12 +199,7 @@ class Makers:
                 f"none of {len(heard)} recordings has usable features ({recordings[0][0]}, ...): "
                 f"{reasons[next(iter(heard))]}; is the encoder whole, and its precision enough?"
             )
-        made.n_encoded, made.n_rejected = len(samples), len(reasons)
-        readable = {clip for clip, _ in samples}
-        _set_aside(rejected_path(target.folder, self._slice_of), reasons, readable)
-        while not self._room.acquire(timeout=LOOK_S):
-            self._look()
-        return self._writing.submit(self._write, which, number, samples, made)
+        return samples, reasons
 
     def _features(self, encoder: AudioEncoder, waveforms: Sequence[Waveform]) -> list[Features]:
         try:

@@ -17,15 +17,17 @@ not run at the same time, nor be as many every time; `merge_features` joins thei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from paltrain.data.assignment import assign_corpus, shards_of_slice, unfinished, waiting_note
 from paltrain.data.decoding import Work, decode_ahead
 from paltrain.data.index import Corpus
 from paltrain.data.makers import Makers, PrecomputeReport, Target
+from paltrain.data.rejected import rejected_clips
 from paltrain.data.shard_writer import claim_store
 from paltrain.encoders.windows import encode_all
 from paltrain.log import get_logger
@@ -94,18 +96,33 @@ def _works(
         todo, waiting = unfinished(target.folder, shards, numbers, mine)
         if waiting:
             log.warning("%s: %s", target.folder, waiting_note(waiting))
-        n_clips, n_todo, n_waiting = (
-            sum(clip in numbers for number in which_of for clip in shards[number])
-            for which_of in (mine, todo, waiting)
-        )
+        reports.append(_report_so_far(target.folder, shards, numbers, mine, {*todo, *waiting}))
+        reports[-1].n_waiting = sum(clip in numbers for n in waiting for clip in shards[n])
         for number in todo:
             clips = tuple(shards[number])
             if clips not in works:
                 works[clips] = Work([(clip, corpus.audio_path(numbers[clip])) for clip in clips])
             works[clips].shards.append((which, number))
-        there_before = n_clips - n_todo - n_waiting
-        reports.append(PrecomputeReport(n_clips, there_before, n_waiting=n_waiting))
     return list(works.values()), reports
+
+
+def _report_so_far(
+    folder: Path,
+    shards: Sequence[Sequence[str]],
+    ours: Container[str],
+    mine: Sequence[int],
+    unmade: Container[int],
+) -> PrecomputeReport:
+    """Of our clips in the slice's shards: all, those with features, those set aside."""
+    rejected = rejected_clips(folder)
+    clips = [clip for number in mine for clip in shards[number] if clip in ours]
+    done = [clip for n in mine if n not in unmade for clip in shards[n] if clip in ours]
+    n_rejected = sum(clip in rejected for clip in done)
+    return PrecomputeReport(
+        n_clips=len(clips),
+        n_there_before=len(done) - n_rejected,
+        n_rejected_before=n_rejected,
+    )
 
 
 def _versions() -> dict[str, str]:
