@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 import sys
@@ -17,7 +18,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 from paltrain.config.load import load_config
 from paltrain.config.schema import TrainConfig
@@ -29,6 +30,7 @@ from paltrain.train.faults import is_environment
 from paltrain.train.signals import EXIT_CODE, StopFlag, ignore_stops
 
 LOCK_TRIED_EVERY_S = 1.0
+EXIT_BUG = 1
 
 log = get_logger("paltrain.run")  # not __name__, which is __main__ in a rank
 
@@ -166,10 +168,28 @@ def _train(folder: RunFolder, stop: StopFlag) -> int:
         return EXIT_CODE[wanted] if wanted else 0
 
 
+def run_process(run_folder: Path, *, is_restart: bool = False) -> NoReturn:
+    """`main`, and the end of the process with its exit code (1: a bug, with its traceback).
+
+    After an error the process group is not taken apart: with peers gone that aborts now and then,
+    and the exit code is lost.
+    """
+    try:
+        exit_code = main(run_folder, is_restart=is_restart)
+    except Exception:
+        traceback.print_exc()
+        exit_code = EXIT_BUG
+    ignore_stops()
+    if exit_code in (EXIT_BUG, EXIT_USER_ERROR):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         print("usage: python -m paltrain.run RUN_FOLDER", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
-    exit_code = main(Path(sys.argv[1]))
-    ignore_stops()
-    sys.exit(exit_code)
+    run_process(Path(sys.argv[1]))
