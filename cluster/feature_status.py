@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cluster.preflight.tools import check_claim
 from cluster.preflight.weights import encoder_stamp
@@ -21,11 +22,7 @@ GB = 1e9
 def check_encoders(config: FeaturesConfig) -> None:
     """Raises StoreError where a store is another encoder's, as far as files say without torch."""
     for name, store in config.stores().items():
-        try:
-            stamp = encoder_stamp(config.encoders[name], environment=os.environ)
-        except PaltrainError:  # its weights are not here; the slices compared them
-            continue
-        check_claim(Path(store), stamp)
+        _check_encoder(config, name, Path(store))
 
 
 def status_lines(config: FeaturesConfig) -> Iterator[str]:
@@ -51,17 +48,20 @@ def status_lines(config: FeaturesConfig) -> Iterator[str]:
     yield _room(Path(config.folder), to_come)
 
 
-def _stamp(config: FeaturesConfig, name: str, store: Path) -> dict[str, object]:
-    """The store's, compared with the encoder's where that is here; the encoder's, if none is."""
+def _stamp(config: FeaturesConfig, name: str, store: Path) -> dict[str, Any]:
+    """The store's, which must be the encoder's; the encoder's, if there is none."""
     if not (store / "store.json").is_file():
         return encoder_stamp(config.encoders[name], environment=os.environ)
-    try:
-        check_claim(store, encoder_stamp(config.encoders[name], environment=os.environ))
-    except StoreError:
-        raise
-    except PaltrainError:  # its weights are not here
-        pass
+    _check_encoder(config, name, store)
     return read_stamp(store)
+
+
+def _check_encoder(config: FeaturesConfig, name: str, store: Path) -> None:
+    try:
+        stamp = encoder_stamp(config.encoders[name], environment=os.environ)
+    except PaltrainError:  # its weights are not here, and nothing can be compared
+        return
+    check_claim(store, stamp)
 
 
 def _room(folder: Path, to_come: int) -> str:

@@ -453,3 +453,16 @@ def test_long_recordings_make_shards_of_fewer_clips(tmp_path: Path) -> None:
     assert shards == [["c0", "c1", "c2"], ["c3"], ["c4"], ["c5", "c6", "c7"]]
     again = assign_shards(tmp_path, [*lasts, "new"], clips_per_shard=3, seconds=lasts)
     assert again == [*shards, ["new"]]
+
+
+def test_status_and_merge_notice_the_store_of_another_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(make_corpus(tmp_path, 5), tmp_path / "store")
+    config = write_config(tmp_path, clips_per_shard=4)[2]
+    other = [config, "encoders.store.options.n_mels=9"]
+    precompute_features.main([*other, "--status"])
+    assert "NOT OF THIS ENCODER" in capsys.readouterr().out
+    with pytest.raises(StoreError, match="width: 8 != 9"):
+        precompute_features.main([*other, "--merge", "1"])
+    precompute_features.main([config, "--merge", "1"])
