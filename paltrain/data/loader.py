@@ -20,11 +20,9 @@ from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING
 
 from paltrain.config.schema import DataConfig
-from paltrain.data.build import DataPlan, build_plan
-from paltrain.data.lengths import LengthTable, Render
-from paltrain.data.packing import CostModel
+from paltrain.data.build import DataPlan
+from paltrain.data.lengths import Render
 from paltrain.data.plan import DataState, Planner, StepPlan, Visit
-from paltrain.data.selection import AudioTokens
 from paltrain.data.summary import padding_share
 from paltrain.errors import ManifestError, TrainingError
 from paltrain.log import get_logger
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from paltrain.batch import Batch
     from paltrain.data.collate import BadSample
     from paltrain.data.index import Corpus
-    from paltrain.data.shards import FeatureStore
 
 log = get_logger(__name__)
 
@@ -205,52 +202,6 @@ class Loader:
 
 
 def build_loader(
-    config: DataConfig,
-    *,
-    corpus: Corpus,
-    stores: Mapping[str, FeatureStore],
-    render: Render,
-    lengths: LengthTable,
-    audio_tokens: Mapping[str, AudioTokens],
-    rank: int,
-    world_size: int,
-    seed: int,
-    state: DataState | None = None,
-    n_steps: int | None = None,
-    cost: CostModel | None = None,
-    bad_samples: Path | None = None,
-) -> Loader:
-    """One rank's loader; see `build_plan` for what it asks of stores, lengths and audio_tokens.
-
-    state: where to go on (None: from the beginning). n_steps: how many steps to yield from there
-    (None: without end). bad_samples: file that unreadable clips are appended to.
-
-    Raises:
-        TrainingError: `state` belongs to another order.
-        ManifestError, ConfigError: as `build_plan`.
-    """
-    plan = build_plan(
-        config,
-        corpus=corpus,
-        stores=stores,
-        lengths=lengths,
-        audio_tokens=audio_tokens,
-        seed=seed,
-        cost=cost,
-    )
-    return loader_of(
-        plan,
-        config,
-        render=render,
-        rank=rank,
-        world_size=world_size,
-        state=state,
-        n_steps=n_steps,
-        bad_samples=bad_samples,
-    )
-
-
-def loader_of(
     plan: DataPlan,
     config: DataConfig,
     *,
@@ -261,7 +212,15 @@ def loader_of(
     n_steps: int | None = None,
     bad_samples: Path | None = None,
 ) -> Loader:
-    """The same from a plan that is there already."""
+    """One rank's loader of a plan.
+
+    state: where to go on (None: from the beginning). n_steps: how many steps to yield from there
+    (None: without end). bad_samples: file that unreadable clips are appended to.
+
+    Raises:
+        TrainingError: `state` belongs to another order.
+        ManifestError: the plan has no length table.
+    """
     from paltrain.data.collate import Collator
 
     if plan.lengths is None:

@@ -37,7 +37,7 @@ from paltrain.data.lengths import (
     build_length_table,
     find_length_table,
 )
-from paltrain.data.loader import Loader, loader_of
+from paltrain.data.loader import Loader, build_loader
 from paltrain.data.packing import CostModel
 from paltrain.data.plan import DataState
 from paltrain.data.shard_cache import open_cache
@@ -158,7 +158,7 @@ def build_training(
     checkpoints = Checkpoints(paths.checkpoints, comm, keep=config.checkpoint.keep)
     progress = _resume(checkpoints, engine, start)
     settings = _settings(config, plan.planner.steps_per_epoch, flops)
-    loader = loader_of(
+    loader = build_loader(
         plan,
         config.data,
         render=parts.render,

@@ -15,6 +15,7 @@ from typing import Any
 
 from paltrain.comm import Comm
 from paltrain.config.schema import DataConfig, MixtureConfig
+from paltrain.data.build import build_plan
 from paltrain.data.index import Corpus
 from paltrain.data.lengths import find_length_table
 from paltrain.data.loader import Loader, Step, build_loader
@@ -58,16 +59,20 @@ def open_loader(
     corpus = Corpus.open([manifest])
     lengths = find_length_table(corpus, **HASHES)
     assert lengths is not None
-    return build_loader(
+    plan = build_plan(
         config,
         corpus=corpus,
         stores={"mel": FeatureStore.open(folder / "features")},
-        render=render_words,
         lengths=lengths,
         audio_tokens={"mel": half_as_many},
+        seed=11,
+    )
+    return build_loader(
+        plan,
+        config,
+        render=render_words,
         rank=rank,
         world_size=world_size,
-        seed=11,
         state=state,
         n_steps=n_steps,
     )

@@ -14,7 +14,7 @@ from paltrain.config.schema import DataConfig
 from paltrain.data import readers
 from paltrain.data.build import build_plan
 from paltrain.data.lengths import build_length_table
-from paltrain.data.loader import build_loader, loader_of
+from paltrain.data.loader import build_loader
 from paltrain.data.plan import DataState
 from paltrain.data.shards import shard_path
 from paltrain.data.summary import plan_summary
@@ -56,7 +56,7 @@ def plan_of(corpus, store, table):
 @pytest.fixture
 def open_loader(plan_of, render):
     def build(plan=None, *, config=CONFIG, rank=0, world_size=1, **options):
-        return loader_of(
+        return build_loader(
             plan or plan_of(), config, render=render, rank=rank, world_size=world_size, **options
         )
 
@@ -173,7 +173,7 @@ def test_reading_ahead_stops_at_the_queue_and_ends_with_the_loader(
         rendered.append(question.id)
         return render(clip, question)
 
-    loader = loader_of(
+    loader = build_loader(
         plan_of(), replace(CONFIG, prefetch_steps=2), render=counting, rank=0, world_size=1
     )
     with loader:
@@ -192,7 +192,7 @@ def test_an_error_in_the_thread_reaches_the_loop(plan_of):
     def failing(clip, question):
         raise ManifestError("no such tokenizer")
 
-    loader = loader_of(plan_of(), CONFIG, render=failing, rank=0, world_size=1)
+    loader = build_loader(plan_of(), CONFIG, render=failing, rank=0, world_size=1)
     with pytest.raises(ManifestError, match="no such tokenizer"):
         next(loader)
     assert not [t for t in threading.enumerate() if t.name == "loader"]
@@ -316,7 +316,7 @@ def test_a_run_without_streams_trains_on_text_alone(corpus, plan_of):
         return render_words(replace(clip, audio=None), replace(question, clips=None))
 
     table = build_length_table(corpus, as_text, tokenizer_hash="t", template_hash="r-text")
-    loader = loader_of(
+    loader = build_loader(
         plan_of(stores={}, lengths=table), CONFIG, render=as_text, rank=0, world_size=1, n_steps=2
     )
     for step in steps_of(loader):
@@ -343,22 +343,6 @@ def test_what_cannot_be_trained_on_is_refused_before_training(plan_of, changes, 
 def test_a_loader_needs_a_length_table(plan_of, open_loader):
     with pytest.raises(ManifestError, match="plan_data.py CONFIG --lengths"):
         open_loader(plan_of(lengths=None))
-
-
-def test_build_loader_does_it_all(corpus, store, render, table):
-    loader = build_loader(
-        CONFIG,
-        corpus=corpus,
-        stores={"mel": store},
-        render=render,
-        lengths=table,
-        audio_tokens={"mel": half_as_many},
-        rank=0,
-        world_size=1,
-        seed=3,
-        n_steps=1,
-    )
-    assert len(steps_of(loader)) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])

@@ -11,7 +11,7 @@ from paltrain.config.schema import DataConfig, MixtureConfig
 from paltrain.data.build import build_plan
 from paltrain.data.index import Corpus
 from paltrain.data.lengths import build_length_table
-from paltrain.data.loader import loader_of
+from paltrain.data.loader import build_loader
 from paltrain.data.manifest import Clip, write_manifest
 from paltrain.data.mixture import PartShare
 from paltrain.data.summary import plan_summary
@@ -197,4 +197,4 @@ def test_a_checkpoint_of_another_mixture_is_refused(plan_of, render, part):
     assert state == plan_of().planner.start()  # everything once, by whatever name
     changed = plan_of(mixture={"all": part})
     with pytest.raises(TrainingError, match="differs in questions"):
-        loader_of(changed, DataConfig(), render=render, rank=0, world_size=1, state=state)
+        build_loader(changed, DataConfig(), render=render, rank=0, world_size=1, state=state)
