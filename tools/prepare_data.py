@@ -102,7 +102,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data_sets(commands: Any) -> None:
-    """A command for each public layout, with the options that its `read` takes."""
+    """A command for each layout, with the options that its `read` takes."""
+    _add_own_recordings(commands)
+    _add_openaqa(commands)
+    _add_audioset(commands)
+    _add_audio_dir(_data_set(commands, "audiocaps", "captions of AudioSet clips"), "audio_dir")
+    _add_audio_dir(_data_set(commands, "dcase2017", "task 4: tags of 17 sounds"), "audio_dir")
+    _data_set(commands, "clotho", "five captions a clip")
+    _data_set(commands, "vocalsound", "six sounds of the voice")
+    _data_set(commands, "fsd50k", "tags of 200 classes")
+
+    esc50 = _data_set(commands, "esc50", "50 classes in 5 folds", example=ESC50_EXAMPLE)
+    esc50.add_argument(
+        "--test-fold", type=int, choices=range(1, 6), default=5, help="the others train; default: 5"
+    )
+    esc50.set_defaults(options=("test_fold",))
+
+
+def _add_own_recordings(commands: Any) -> None:
+    """`table` and `folder`."""
     own = _data_set(
         commands,
         "table",
@@ -129,6 +147,8 @@ def _add_data_sets(commands: Any) -> None:
     plain.add_argument("--seed", type=int, default=0, help="of the drawn test")
     plain.set_defaults(options=("test_fraction", "seed"))
 
+
+def _add_openaqa(commands: Any) -> None:
     openaqa = _data_set(commands, "openaqa", "LTU's questions", example=OPENAQA_EXAMPLE)
     openaqa.add_argument("--audio-dir", type=Path, help="where to look for recordings by name")
     openaqa.add_argument(
@@ -141,6 +161,8 @@ def _add_data_sets(commands: Any) -> None:
     )
     openaqa.set_defaults(options=("audio_dir", "moved"))
 
+
+def _add_audioset(commands: Any) -> None:
     audioset = _data_set(
         commands, "audioset", "tags; 20k, 2M and strong labels", example=AUDIOSET_EXAMPLE
     )
@@ -152,17 +174,6 @@ def _add_data_sets(commands: Any) -> None:
         help="of balanced, unbalanced, eval, strong_train, strong_eval (default: balanced,eval, "
         "which is AudioSet-20k; with unbalanced it is 2M)",
     )
-    _add_audio_dir(_data_set(commands, "audiocaps", "captions of AudioSet clips"), "audio_dir")
-    _add_audio_dir(_data_set(commands, "dcase2017", "task 4: tags of 17 sounds"), "audio_dir")
-    _data_set(commands, "clotho", "five captions a clip")
-    _data_set(commands, "vocalsound", "six sounds of the voice")
-    _data_set(commands, "fsd50k", "tags of 200 classes")
-
-    esc50 = _data_set(commands, "esc50", "50 classes in 5 folds", example=ESC50_EXAMPLE)
-    esc50.add_argument(
-        "--test-fold", type=int, choices=range(1, 6), default=5, help="the others train; default: 5"
-    )
-    esc50.set_defaults(options=("test_fold",))
 
 
 def _data_set(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paltrain.data.index import Corpus
     from paltrain.data.shards import FeatureStore
 
-TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one block of JSON
+LEAST_TAR_BYTES_PER_CLIP = 1664  # at least: two members' headers, an npy header, one block of JSON
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) ->
 def _torn(store: FeatureStore, finished: Sequence[int]) -> list[int]:
     """The shards whose tar cannot hold the frames that their index promises."""
     per_frame = frame_bytes(store.width, dtype_of(store.stamp))
-    of_clips = store.n_frames.astype(np.int64) * per_frame + TAR_BYTES_PER_CLIP
+    of_clips = store.n_frames.astype(np.int64) * per_frame + LEAST_TAR_BYTES_PER_CLIP
     n_bytes = np.zeros(max(finished) + 1, np.int64)
     np.add.at(n_bytes, store.shard_of, of_clips)
     sizes = {number: shard_path(store.folder, number).stat().st_size for number in finished}

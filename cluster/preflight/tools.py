@@ -26,7 +26,6 @@ from paltrain.config.schema import EncoderConfig, EvalConfig, FeaturesConfig, Tr
 from paltrain.data.coverage import coverage
 from paltrain.data.shards import (
     COMPARED,
-    COMPARED_OF_ENCODER,
     read_stamp,
     stamp_differences,
 )
@@ -70,8 +69,7 @@ def check_claim(store: Path, stamp: dict[str, Any]) -> None:
         return
     there = read_stamp(store)
     known = {field: stamp.get(field, there.get(field)) for field in COMPARED}
-    encoder = {field: stamp["encoder"].get(field, 1) for field in COMPARED_OF_ENCODER}
-    if differences := stamp_differences(there, {**known, "encoder": encoder}):
+    if differences := stamp_differences(there, {**known, "encoder": stamp["encoder"]}):
         raise StoreError(
             f"{store} holds features of another encoder ({'; '.join(differences)}): choose another "
             "store, or move it away"
