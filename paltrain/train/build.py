@@ -233,7 +233,8 @@ def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path
 def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
     manifests = [Path(path) for path in config.data.manifests]
     corpus = comm.rank_0_first(lambda: Corpus.open(manifests))
-    warn_of_leaks(corpus)
+    if comm.rank == 0:
+        warn_of_leaks(corpus)
     data, streams = config.data, config.model.streams
     cache = open_cache(data.cache_dir, data.cache_gb)
     stores = {
