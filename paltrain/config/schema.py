@@ -14,10 +14,12 @@ from omegaconf import MISSING
 
 
 class Route(Enum):
-    """How audio enters the LLM: as input tokens (`plits`), or as keys and values only (`lal`)."""
+    """How audio enters the LLM: as input tokens (`plits`), as keys and values of its own attention
+    (`lal`), or by new layers of gated cross-attention (`xattn`, Flamingo's)."""
 
     plits = "plits"
     lal = "lal"
+    xattn = "xattn"
 
 
 class Dtype(Enum):
@@ -26,10 +28,19 @@ class Dtype(Enum):
 
 
 class ConnectorType(Enum):
-    """`mlp`: stacked frames through two linear layers; `resampler`: latents by cross-attention."""
+    """`mlp`: stacked frames through two linear layers; `resampler`: latents by cross-attention;
+    `summary`: a few tokens that sum the clip up."""
 
     mlp = "mlp"
     resampler = "resampler"
+    summary = "summary"
+
+
+class SummaryBy(Enum):
+    """Summary tokens: learned queries that look at the frames, or means over equal windows."""
+
+    queries = "queries"
+    windows = "windows"
 
 
 class LayerProjection(Enum):
@@ -62,19 +73,35 @@ class ConnectorConfig:
     frame_stack: int = 1  # neighbouring frames joined into one audio token
     hidden_width: int | None = None  # default: the LLM's width
     n_latents: int = 64  # resampler: audio tokens a clip
-    n_heads: int = 8  # resampler
-    n_layers: int = 2  # resampler
+    n_summary: int = 16  # summary: audio tokens a clip
+    summary_by: SummaryBy = SummaryBy.queries
+    n_heads: int = 8  # resampler, and summary by queries
+    n_layers: int = 2  # likewise
 
 
 @dataclass
 class StreamConfig:
-    """One encoder's way into the LLM."""
+    """One encoder's way into the LLM. Two streams may read one store: they are two ways of the
+    same features."""
 
     features: str = MISSING  # folder of the feature store
     route: Route = Route.lal
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
-    layers: Any = "all"  # "all", {start: k} (layer k and later), or a list of layer numbers
-    layer_projection: LayerProjection = LayerProjection.shared
+    # lal, xattn: "all", {start: k} (layer k and later), {every: n} (layers 0, n, 2n, ...; with start:
+    # k, k + n, ...), or a list of layer numbers.
+    layers: Any = "all"
+    layer_projection: LayerProjection = LayerProjection.shared  # lal
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters (LoRA, arXiv 2106.09685) of the LLM's products, by peft."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0  # what an adapter adds is scaled by alpha / rank
+    target_modules: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"]
+    )
 
 
 @dataclass
@@ -93,6 +120,8 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     attention_backend: str = "auto"  # auto, flash_attn, torch, sdpa
     streams: dict[str, StreamConfig] = field(default_factory=dict)  # order = order within a clip
+    plits_sees_lal: bool = True  # whether PLITS audio tokens look at LAL keys before them
+    lora: LoraSettings = field(default_factory=LoraSettings)
 
 
 @dataclass
@@ -157,7 +186,8 @@ class StageConfig:
     """What trains and from what it starts."""
 
     init_from: str | None = None  # name of a finished run (its exported model) or a folder
-    # all, connectors, attention, ffn, norms, embeddings, head, or a pattern: "llm.*.q_proj.*"
+    # all, connectors, attention, ffn, norms, embeddings, head, lora, or a pattern:
+    # "llm.*.q_proj.*". With adapters `all` trains what they stand beside, too.
     trainable: list[str] = field(default_factory=lambda: ["all"])
     steps: int | None = None  # exactly one of steps and epochs
     epochs: float | None = None
@@ -326,4 +356,38 @@ class EvalConfig:
     seed: int = 0
     out: str | None = None  # default: RUN/eval
     slice: str | None = None  # "3/64": the questions of slice 3 of 64 (0-based)
+    launch: ArrayConfig = field(default_factory=ArrayConfig)
+
+
+@dataclass
+class ArmConfig:
+    """One form of an ablation: its training runs, in order, and what they have in common."""
+
+    stages: list[str] = MISSING  # configuration files; the last one is evaluated
+    set: list[str] = field(default_factory=list)  # key=value, for each stage that knows the key
+    note: str | None = None  # a sentence for the table: what a reader must know about this arm
+
+
+@dataclass
+class AblationConfig:
+    """Arms trained and evaluated alike, and one table of them: `tools/ablate.py CONFIG`.
+
+    A trial is an arm, a value of each axis and a seed; it has a folder of its own under
+    `launch.root`.
+    """
+
+    extends: Any = None
+    prepare: list[str] = field(default_factory=list)  # features and runs that all trials start from
+    arms: dict[str, ArmConfig] = MISSING
+    # Further axes: {key: [value, ...]}. Every combination of their values is tried of every arm.
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    evaluate: str = MISSING  # an evaluation's configuration; its `runs` are each trial's last stage
+    with_control: bool = True  # also deaf: with the recordings shuffled
+    baseline_arm: str | None = None  # beside which the table says who loses where
+    report: str | None = None  # path without suffix: REPORT.md and REPORT.json; default: in the root
+    title: str = "Ablation"
+    caption: str = ""  # what the table compares, for its readers
+    parallel: int = 1  # trials at once in one process's share (threads and GPUs are shared out)
+    slice: str | None = None  # "3/64": the trials of slice 3 of 64 (0-based)
     launch: ArrayConfig = field(default_factory=ArrayConfig)
