@@ -44,6 +44,7 @@ from paltrain.model.connectors import LayerProjection, build_connector
 from paltrain.model.generation import finished_answers, without_last_tokens
 from paltrain.model.layers import layers_of_stream
 from paltrain.model.layout import Layout
+from paltrain.model.loading import load_whole
 
 
 @dataclass
@@ -147,6 +148,15 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         model = cls(config, llm=llm)
         model.streams.to(dtype)  # a partitioned bf16 LLM with float32 connectors dies in DeepSpeed
         return model
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **options: Any) -> Any:
+        """The model that `save_pretrained` left in `folder`.
+
+        Raises:
+            ModelError: its weights are not all there, or not those of its configuration.
+        """
+        return load_whole(super().from_pretrained, folder, *args, **options)
 
     # ---- forward ---------------------------------------------------------------------------------
 
@@ -358,6 +368,12 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def get_output_embeddings(self) -> nn.Module:
         head: nn.Module = self.llm.get_output_embeddings()
         return head
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_output_embeddings(value)
 
 
 def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
