@@ -57,7 +57,7 @@ from paltrain.status import StatusFile
 from paltrain.train.checkpoint import Checkpoints, Progress, frozen_hash
 from paltrain.train.console import TrainingConsole
 from paltrain.train.engine import Engine, build_engine
-from paltrain.train.export import export_model
+from paltrain.train.export import export_model, stage_record
 from paltrain.train.flops import token_flops
 from paltrain.train.loop import Loop, LoopSettings, Sink, TokenFlops
 from paltrain.train.metrics import Heartbeat, MetricsLog, WandbCopy, device_peak_tflops
@@ -109,9 +109,16 @@ class TrainingJob:
 
     def export(self) -> None:
         """Write the model folder (collective)."""
-        weights = self._loop.engine.full_weights()
+        loop, weights = self._loop, self._loop.engine.full_weights()
         if self.comm.rank == 0:
-            export_model(self._model, weights, self._tokenizer, self._model_folder)
+            stage = stage_record(
+                loop.progress.config,
+                steps=loop.progress.step,
+                steps_per_epoch=loop.settings.steps_per_epoch,
+                n_trained=sum(loop.engine.trainable.values()),
+                code_version=loop.progress.code_version,
+            )
+            export_model(self._model, weights, self._tokenizer, self._model_folder, stage=stage)
         self.comm.barrier()
 
     def __enter__(self) -> TrainingJob:
