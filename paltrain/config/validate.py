@@ -14,6 +14,7 @@ from typing import Any
 
 from paltrain.config.report import Fault, KeyPath, show
 from paltrain.config.schema import (
+    AblationConfig,
     ConnectorConfig,
     ConnectorType,
     EvalConfig,
@@ -44,6 +45,7 @@ def faults_of(config: Any) -> Iterator[Fault]:
         TrainConfig: _train,
         FeaturesConfig: _features,
         EvalConfig: _evaluation,
+        AblationConfig: _ablation,
     }
     if type(config) in checks:
         yield from checks[type(config)](config)
@@ -374,3 +376,35 @@ def _evaluation(config: EvalConfig) -> Iterator[Fault]:
         "seed": NOT_NEGATIVE,
     }
     yield from _look(config, {**rules, **ARRAY_RULES})
+
+
+# ---- ablations -----------------------------------------------------------------------------
+
+
+def _ablation(config: AblationConfig) -> Iterator[Fault]:
+    rules: Mapping[str, Rule] = {"arms": NOT_EMPTY, "seeds": NOT_EMPTY, "parallel": AT_LEAST_ONE}
+    yield from _look(config, {**rules, **ARRAY_RULES})
+    for name, arm in config.arms.items():
+        if not RUN_NAME.fullmatch(name):
+            yield Fault(
+                ("arms", name),
+                "names folders: letters, digits, '.', '_' and '-' only; rename it",
+            )
+        yield from _look(arm, {"stages": NOT_EMPTY}, ("arms", name))
+    if config.baseline_arm is not None:
+        yield from _one_of(("baseline_arm",), "arm", config.baseline_arm, list(config.arms))
+    for seed in config.seeds:
+        if seed < 0:
+            yield Fault(("seeds",), f"{NOT_NEGATIVE[0]}, one is {seed}")
+    yield from _distinct(("seeds",), config.seeds)
+    for axis, values in config.axes.items():
+        if not values:
+            yield Fault(("axes", axis), "must have at least one value; drop the axis otherwise")
+        yield from _distinct(("axes", axis), values)
+
+
+def _distinct(path: KeyPath, values: list[Any]) -> Iterator[Fault]:
+    """A value that stands there twice would be the same trial twice."""
+    seen = list(map(repr, values))
+    if twice := [text for text in dict.fromkeys(seen) if seen.count(text) > 1]:
+        yield Fault(path, f"must be different, but {', '.join(twice)} stands there twice")
