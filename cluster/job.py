@@ -30,12 +30,27 @@ from cluster.profiles import (
     shape_of_slice,
     time_of,
 )
-from paltrain.config.schema import EvalConfig, FeaturesConfig, Placement, TrainConfig
+from paltrain.config.schema import (
+    AblationConfig,
+    EvalConfig,
+    FeaturesConfig,
+    Placement,
+    TrainConfig,
+)
 from paltrain.run_folder import RunFolder
 
-AnyConfig = TrainConfig | FeaturesConfig | EvalConfig
-TOOL_OF = {FeaturesConfig: "precompute_features.py", EvalConfig: "evaluate.py"}
-KIND_OF = {TrainConfig: "training", FeaturesConfig: "features", EvalConfig: "evaluation"}
+AnyConfig = TrainConfig | FeaturesConfig | EvalConfig | AblationConfig
+TOOL_OF = {
+    FeaturesConfig: "precompute_features.py",
+    EvalConfig: "evaluate.py",
+    AblationConfig: "ablate.py",
+}
+KIND_OF = {
+    TrainConfig: "training",
+    FeaturesConfig: "features",
+    EvalConfig: "evaluation",
+    AblationConfig: "ablation",
+}
 TASK = "$SLURM_ARRAY_TASK_ID"
 
 

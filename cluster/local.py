@@ -90,7 +90,7 @@ def run_processes(
                 stderr=subprocess.STDOUT if rank else None,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent if sys.platform == "linux" else None,
             )
             ranks.append(_Rank(rank, process, log_file))
         return _Group(ranks).wait()
@@ -181,7 +181,8 @@ def _exit_code(rank: _Rank) -> int:
     return 128 - code if code < 0 else code
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the child gets SIGTERM when the thread that started it ends (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

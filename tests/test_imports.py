@@ -27,6 +27,7 @@ LEVELS = [
     {"eval"},
     {"train"},
     {"run", "bench", "report"},
+    {"ablation"},
     {"cluster"},
     {"tools"},
 ]
@@ -44,6 +45,8 @@ BUILDER_FOLDERS = ("paltrain.config", "cluster", "tools")
 
 TORCH_FREE = [
     "paltrain",
+    "paltrain.ablation.build",
+    "paltrain.ablation.report",
     "paltrain.cli",
     "paltrain.config",
     "paltrain.run",

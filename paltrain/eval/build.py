@@ -32,10 +32,10 @@ from paltrain.eval.evaluation import Evaluation, lacks_of, other_numbers, part_o
 from paltrain.eval.questions import choose_questions, clips_in_use, heard_clips, keys_of
 from paltrain.eval.records import (
     BASELINE_FILE,
-    SHUFFLED_SUFFIX,
     AnswerFile,
     EvalScores,
     answers_elsewhere,
+    evaluation_folder,
     slice_folder,
 )
 from paltrain.eval.runs import RunToEvaluate, load_model, model_hash, open_streams
@@ -146,7 +146,7 @@ def plan_evaluations(config: EvalConfig, *, with_control: bool) -> tuple[Corpus,
 def output_folder(config: EvalConfig, run: RunToEvaluate, *, shuffled: bool) -> Path:
     """RUN/eval/<split>, or OUT/<run>/eval/<split>; the control's beside it."""
     root = Path(config.out) / run.name if config.out else run.folder
-    return root / "eval" / (config.split + (SHUFFLED_SUFFIX if shuffled else ""))
+    return evaluation_folder(root, config.split, shuffled=shuffled)
 
 
 def _evaluations_of(

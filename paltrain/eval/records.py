@@ -165,6 +165,11 @@ class AnswerFile:
         write_json(known, identity)
 
 
+def evaluation_folder(run: Path, split: str, *, shuffled: bool) -> Path:
+    """RUN/eval/<split>; the deaf control's beside it."""
+    return run / "eval" / (split + (SHUFFLED_SUFFIX if shuffled else ""))
+
+
 def slice_folder(folder: Path, slice_of: Slice) -> Path:
     """Where a slice of the evaluation in `folder` leaves its answers."""
     if slice_of == EVERYTHING:
