@@ -14,14 +14,23 @@ Waveforms = Sequence[NDArray[np.float32]]
 class AudioEncoder(Protocol):
     """Turns recordings into features: some frames a second, each a vector.
 
-    sample_rate_hz: of the waveforms it takes. frame_rate_hz: frames a second. width: of a frame.
-    window_s: the longest stretch of sound that it hears at once, None: any; `encode_all` cuts.
+    A frame becomes an audio token, unless a connector stacks several. An encoder that keeps
+    frequencies apart gives a time step several frames, one a frequency cell, low ones first, before
+    those of the next step:
+
+        tokens_per_step = 2       t0 low | t0 high | t1 low | t1 high | t2 low | t2 high
+
+    sample_rate_hz: of the waveforms it takes. frame_rate_hz: frames a second, all cells counted.
+    tokens_per_step: frames of a time step. width: of a frame. window_s: the longest stretch of
+    sound that it hears at once, None: any; `encode_all` cuts.
     """
 
     @property
     def sample_rate_hz(self) -> int: ...
     @property
     def frame_rate_hz(self) -> float: ...
+    @property
+    def tokens_per_step(self) -> int: ...
     @property
     def width(self) -> int: ...
     @property
@@ -48,6 +57,41 @@ class AudioEncoder(Protocol):
         ...
 
 
-def n_frames_of(n_samples: int, *, sample_rate_hz: int, frame_rate_hz: float) -> int:
-    """Frames of a recording: its duration times the rate, rounded, at least one."""
-    return max(1, round(n_samples * frame_rate_hz / sample_rate_hz))
+def n_frames_of(
+    n_samples: int, *, sample_rate_hz: int, frame_rate_hz: float, tokens_per_step: int = 1
+) -> int:
+    """Frames of a recording: the time steps of its duration, rounded, at least one; times the
+    frames of a step."""
+    steps = round(n_samples * frame_rate_hz / sample_rate_hz / tokens_per_step)
+    return max(1, steps) * tokens_per_step
+
+
+def trimmed(
+    frames: NDArray[np.float32], waveform: NDArray[np.float32], encoder: AudioEncoder
+) -> NDArray[np.float32]:
+    """(n, width), n of a padded window -> (n_frames, width), those of the waveform's duration."""
+    n_frames = n_frames_of(
+        len(waveform),
+        sample_rate_hz=encoder.sample_rate_hz,
+        frame_rate_hz=encoder.frame_rate_hz,
+        tokens_per_step=encoder.tokens_per_step,
+    )
+    return frames[:n_frames]
+
+
+def check_window(waveforms: Waveforms, encoder: AudioEncoder) -> None:
+    """That nothing is longer than a window; only a bug brings what is."""
+    assert encoder.window_s is not None
+    longest, most = max(map(len, waveforms)), round(encoder.window_s * encoder.sample_rate_hz)
+    assert longest <= most, f"{longest} samples, over {most}: `encode_all` cuts windows"
+
+
+def stamp_of(encoder: AudioEncoder, *, named: dict[str, Any], weight_hash: str) -> dict[str, Any]:
+    """An encoder's `provenance`. named: {type, path, revision, options}."""
+    return {
+        "encoder": named,
+        "weight_hash": weight_hash,
+        "sample_rate_hz": encoder.sample_rate_hz,
+        "frame_rate_hz": encoder.frame_rate_hz,
+        "width": encoder.width,
+    }

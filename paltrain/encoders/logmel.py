@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from paltrain.encoders.base import Waveforms, n_frames_of
+from paltrain.encoders.base import Waveforms, n_frames_of, stamp_of
 from paltrain.encoders.fbank import log_mel
 from paltrain.errors import ConfigError
 
@@ -26,6 +26,7 @@ class LogMelEncoder:
     """See `AudioEncoder`. width is `n_mels`."""
 
     sample_rate_hz = SAMPLE_RATE_HZ
+    tokens_per_step = 1
     window_s: float | None = None
 
     def __init__(
@@ -87,10 +88,5 @@ class LogMelEncoder:
             "f_max_hz": self._range_hz[1],
         }
         named = {"type": "logmel", "path": None, "revision": None, "options": options}
-        return {
-            "encoder": named,
-            "weight_hash": hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16],
-            "sample_rate_hz": self.sample_rate_hz,
-            "frame_rate_hz": self.frame_rate_hz,
-            "width": self.width,
-        }
+        digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+        return stamp_of(self, named=named, weight_hash=digest)

@@ -1,4 +1,11 @@
-"""Fewer tokens from any encoder: the mean of every few neighbouring frames."""
+"""Fewer tokens from any encoder: the mean of every few neighbouring time steps.
+
+Where an encoder keeps frequencies apart, each cell is averaged over time by itself: a low and a
+high frequency are never mixed.
+
+    tokens_per_step = 2, pool = 2     t0 low  t0 high  t1 low  t1 high  t2 low ...
+                                      mean(t0, t1) low | mean(t0, t1) high | ...
+"""
 
 from __future__ import annotations
 
@@ -10,12 +17,13 @@ from numpy.typing import NDArray
 from paltrain.encoders.base import AudioEncoder, Waveforms
 from paltrain.errors import ConfigError
 
+MOST_POOL = 10  # of those that are proposed
 WHOLE = 1e-6  # how near to a whole number of frames a window must come
 
 
 class PooledEncoder:
-    """See `AudioEncoder`. Each frame is the mean of `pool` frames of `encoder`, the last of a
-    recording of what is left; frame_rate_hz is `pool` times lower.
+    """See `AudioEncoder`. Each frame is the mean of `pool` time steps' frames of `encoder`, the
+    last of a recording of what is left; frame_rate_hz is `pool` times lower.
     """
 
     def __init__(self, encoder: AudioEncoder, pool: int) -> None:
@@ -23,19 +31,26 @@ class PooledEncoder:
         self._encoder, self._pool = encoder, pool
         self.sample_rate_hz = encoder.sample_rate_hz
         self.frame_rate_hz = encoder.frame_rate_hz / pool
+        self.tokens_per_step = encoder.tokens_per_step
         self.width = encoder.width
         self.window_s = encoder.window_s
         if self.window_s is not None:
-            per_window = self.window_s * encoder.frame_rate_hz
+            per_window = self.window_s * encoder.frame_rate_hz / self.tokens_per_step
             if pool < 1 or abs(per_window / pool - round(per_window / pool)) > WHOLE:
+                fitting = [str(n) for n in range(2, MOST_POOL + 1) if round(per_window) % n == 0]
                 raise ConfigError(
                     f"pool={pool} must divide the encoder's {per_window:g} frames a window of "
-                    f"{self.window_s:g} s: choose 2 or 4, or leave it out"
+                    f"{self.window_s:g} s: choose {' or '.join(fitting) or 'another encoder'}, or "
+                    "leave it out"
                 )
 
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
+        cells = self.tokens_per_step
         return [
-            mean_of_neighbours(frames, self._pool) for frames in self._encoder.encode(waveforms)
+            mean_of_neighbours(frames.reshape(-1, cells * self.width), self._pool).reshape(
+                -1, self.width
+            )
+            for frames in self._encoder.encode(waveforms)
         ]
 
     def to(self, device: str) -> PooledEncoder:

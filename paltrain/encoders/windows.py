@@ -51,14 +51,14 @@ def encode_all(
 def cut(waveform: NDArray[np.float32], encoder: AudioEncoder) -> list[NDArray[np.float32]]:
     """A recording as windows one after the other, the last as long as what is left.
 
-    What is left is dropped where it lasts less than half a frame.
+    What is left is dropped where it lasts less than half a time step.
     """
     if encoder.window_s is None:
         return [waveform]
     size = round(encoder.window_s * encoder.sample_rate_hz)
-    half_a_frame = encoder.sample_rate_hz / encoder.frame_rate_hz / 2
+    half_a_step = encoder.tokens_per_step * encoder.sample_rate_hz / encoder.frame_rate_hz / 2
     end = len(waveform)
-    if end > size and end % size < half_a_frame:
+    if end > size and end % size < half_a_step:
         end -= end % size
     return [waveform[start : min(start + size, end)] for start in range(0, max(end, 1), size)]
 
