@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from paltrain.encoders.base import AudioEncoder
 
 ENCODERS = {
+    "clap": "paltrain.encoders.clap:ClapEncoder",
     "logmel": "paltrain.encoders.logmel:LogMelEncoder",
+    "sslam": "paltrain.encoders.sslam:SslamEncoder",
+    "transformers": "paltrain.encoders.pretrained:TransformersEncoder",
     "whisper": "paltrain.encoders.whisper:WhisperEncoder",
 }
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 from transformers import WhisperFeatureExtractor, WhisperModel
 
 from paltrain.encoders import build_encoder, fbank
 from paltrain.encoders.windows import batches_of_like_length, encode_all
 from paltrain.errors import ConfigError, ModelError
-from tests.whisper import save_tiny_whisper
 
 RNG = np.random.default_rng(0)
 FBANK = {
@@ -83,11 +84,6 @@ def test_logmel_trims_to_the_duration_and_does_not_depend_on_the_batch(duration_
     np.testing.assert_array_equal(encoder.encode([noise(1.0), waveform])[1], alone)
 
 
-@pytest.fixture(scope="module")
-def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_whisper(tmp_path_factory.mktemp("whisper"))
-
-
 def test_whisper_equals_transformers_and_is_trimmed(whisper_folder: Path) -> None:
     encoder = build_encoder("whisper", path=str(whisper_folder))
     waveforms = [noise(1.3), noise(2.0)]
@@ -100,6 +96,39 @@ def test_whisper_equals_transformers_and_is_trimmed(whisper_folder: Path) -> Non
     assert encoder.frame_rate_hz == 50
     np.testing.assert_allclose(first, expected[0, :65], atol=1e-6)
     np.testing.assert_allclose(second, expected[1], atol=1e-6)
+
+
+def test_whisper_equals_transformers_on_each_window_of_a_long_recording(
+    whisper_folder: Path,
+) -> None:
+    encoder = build_encoder("whisper", path=str(whisper_folder))
+    waveform = noise(5.0)
+    windows = [waveform[:32_000], waveform[32_000:64_000], waveform[64_000:]]
+    extract = WhisperFeatureExtractor.from_pretrained(whisper_folder)
+    inputs = extract(windows, sampling_rate=16_000, return_tensors="pt").input_features
+    model = WhisperModel.from_pretrained(whisper_folder).get_encoder().eval()
+    with torch.inference_mode():
+        hidden = model(inputs).last_hidden_state.numpy()
+    expected = np.concatenate([hidden[0], hidden[1], hidden[2, :50]])
+    np.testing.assert_allclose(encode_all(encoder, [waveform])[0], expected, atol=1e-6)
+
+
+def test_every_example_of_features_names_an_encoder_and_options_it_takes() -> None:
+    for file in sorted((Path(__file__).parents[2] / "configs/features").glob("*.yaml")):
+        for fields in yaml.safe_load(file.read_text())["encoders"].values():
+            fields = {**fields, "path": "/no/such/folder"}
+            with pytest.raises(ModelError, match="'/no/such/folder' cannot be loaded"):
+                build_encoder(**fields)
+
+
+def test_missing_weights_are_named(whisper_folder: Path, tmp_path: Path) -> None:
+    for file in whisper_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(whisper_folder / "model.safetensors")
+    del weights["encoder.conv1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing: encoder\.conv1\.weight\. Give"):
+        build_encoder("whisper", path=str(tmp_path))
 
 
 def test_a_long_recording_is_heard_window_by_window(whisper_folder: Path) -> None:
