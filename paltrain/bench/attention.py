@@ -18,10 +18,9 @@ from torch import Tensor
 
 from paltrain.bench.arms import STREAM, Workload, build_batch
 from paltrain.bench.record import BenchRow
-from paltrain.model.attention import varlen_attention
 from paltrain.model.cost import DecoderShape
-from paltrain.model.lal import DevicePlan
 from paltrain.model.layout import Layout
+from paltrain.model.segments import DevicePlan
 
 N_WARMUP = 3
 
@@ -53,17 +52,7 @@ def measure_attention(
     gathered_k, gathered_v = (_gather(x, plan).detach().requires_grad_() for x in (k, v))
 
     def kernel(keys: Tensor, values: Tensor) -> None:
-        out = varlen_attention(
-            q,
-            keys,
-            values,
-            plan.cu_seqlens_q,
-            plan.cu_seqlens_k,
-            plan.max_seqlen_q,
-            plan.max_seqlen_k,
-            scale=shape.head_dim**-0.5,
-            backend=backend,
-        )
+        out = plan.segments.attend(q, keys, values, scale=shape.head_dim**-0.5, backend=backend)
         torch.autograd.backward(out, torch.ones_like(out))
 
     ways: dict[str, Callable[[], None]] = {

@@ -87,8 +87,8 @@ class StreamConfig:
     features: str = MISSING  # folder of the feature store
     route: Route = Route.lal
     connector: ConnectorConfig = field(default_factory=ConnectorConfig)
-    # lal, xattn: "all", {start: k} (layer k and later), {every: n} (layers 0, n, 2n, ...; with start:
-    # k, k + n, ...), or a list of layer numbers.
+    # lal, xattn: "all", {start: k} (layer k and later), {every: n} (layers 0, n, 2n, ...; with
+    # start: k, k + n, ...), or a list of layer numbers.
     layers: Any = "all"
     layer_projection: LayerProjection = LayerProjection.shared  # lal
 
@@ -385,7 +385,7 @@ class AblationConfig:
     evaluate: str = MISSING  # an evaluation's configuration; its `runs` are each trial's last stage
     with_control: bool = True  # also deaf: with the recordings shuffled
     baseline_arm: str | None = None  # beside which the table says who loses where
-    report: str | None = None  # path without suffix: REPORT.md and REPORT.json; default: in the root
+    report: str | None = None  # a path without suffix, for .md and .json; default: in the root
     title: str = "Ablation"
     caption: str = ""  # what the table compares, for its readers
     parallel: int = 1  # trials at once in one process's share (threads and GPUs are shared out)

@@ -24,6 +24,7 @@ from paltrain.config.schema import (
     QuestionFilter,
     Route,
     StreamConfig,
+    SummaryBy,
     TrainConfig,
 )
 from paltrain.errors import unknown_name
@@ -87,6 +88,9 @@ def _one_of(path: KeyPath, kind: str, name: str, valid: list[str]) -> Iterator[F
 
 TRAIN_RULES: Mapping[str, Rule] = {
     "run.seed": NOT_NEGATIVE,
+    "model.lora.rank": NOT_NEGATIVE,
+    "model.lora.alpha": ABOVE_ZERO,
+    "model.lora.target_modules": NOT_EMPTY,
     "data.manifests": NOT_EMPTY,
     "data.questions_per_visit": AT_LEAST_ONE,
     "data.batch_questions": AT_LEAST_ONE,
@@ -193,14 +197,15 @@ def _stream(model: ModelConfig, name: str, stream: StreamConfig) -> Iterator[Fau
     if not _are_layers(stream.layers):
         yield Fault(
             (*path, "layers"),
-            "must be all, {start: k} with k of at least 0, or a list of different layer numbers, "
-            f"is {show(stream.layers)}",
+            "must be all, {start: k} with k of at least 0, {every: n} with n of at least 1, both "
+            f"of these, or a list of different layer numbers, is {show(stream.layers)}",
         )
-    if stream.route is Route.plits:
-        if stream.layers != "all":
-            yield Fault((*path, "layers"), "a choice of layers needs route: lal (plits passes all)")
-        if stream.layer_projection is not LayerProjection.shared:
-            yield Fault((*path, "layer_projection"), "a map for each layer needs route: lal")
+    if stream.route is Route.plits and stream.layers != "all":
+        yield Fault(
+            (*path, "layers"), "a choice of layers needs route: lal or xattn (plits passes all)"
+        )
+    if stream.route is not Route.lal and stream.layer_projection is not LayerProjection.shared:
+        yield Fault((*path, "layer_projection"), "a map for each layer needs route: lal")
     yield from _connector(model, stream.connector, (*path, "connector"))
 
 
@@ -209,7 +214,9 @@ def _are_layers(layers: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
     if isinstance(layers, Mapping):
-        return set(layers) == {"start"} and is_layer(layers["start"])
+        every = layers.get("every", 1)
+        known = bool(layers) and set(layers) <= {"start", "every"}
+        return known and is_layer(layers.get("start", 0)) and is_layer(every) and every >= 1
     if isinstance(layers, list):
         distinct = len(set(map(repr, layers))) == len(layers)
         return bool(layers) and all(map(is_layer, layers)) and distinct
@@ -220,6 +227,7 @@ CONNECTOR_RULES: Mapping[str, Rule] = {
     "frame_stack": AT_LEAST_ONE,
     "hidden_width": AT_LEAST_ONE,
     "n_latents": AT_LEAST_ONE,
+    "n_summary": AT_LEAST_ONE,
     "n_heads": AT_LEAST_ONE,
     "n_layers": AT_LEAST_ONE,
 }
@@ -228,10 +236,13 @@ CONNECTOR_RULES: Mapping[str, Rule] = {
 def _connector(model: ModelConfig, connector: ConnectorConfig, path: KeyPath) -> Iterator[Fault]:
     yield from _look(connector, CONNECTOR_RULES, path)
     width = connector.hidden_width or (model.architecture or {}).get("hidden_size")
-    if connector.type is ConnectorType.resampler and isinstance(width, int):
+    by_latents = connector.type is ConnectorType.resampler or (
+        connector.type is ConnectorType.summary and connector.summary_by is SummaryBy.queries
+    )
+    if by_latents and isinstance(width, int):
         n_heads = connector.n_heads
         if n_heads >= 1 and width % n_heads:
-            sentence = f"must divide the resampler's width {width}, is {n_heads}"
+            sentence = f"must divide the width {width} of the learned queries, is {n_heads}"
             yield Fault((*path, "n_heads"), sentence)
 
 
@@ -300,6 +311,9 @@ def _stage(config: TrainConfig) -> Iterator[Fault]:
             ("stage", "trainable"),
             "encoders cannot train: their features are computed beforehand; drop 'encoder'",
         )
+    if "lora" in stage.trainable and not config.model.lora.rank:
+        sentence = "adapters cannot train without any: set model.lora.rank, e.g. to 8"
+        yield Fault(("stage", "trainable"), sentence)
     if "connectors" in stage.trainable and not config.model.streams:
         yield Fault(
             ("stage", "trainable"),

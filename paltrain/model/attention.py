@@ -1,4 +1,4 @@
-"""One function for all attention: packed segments, causal, aligned at the bottom right.
+"""One function for all attention: packed segments, causal at the bottom right, or whole.
 
 A segment is a run of query rows and the keys it may look at; the last query sees all its keys, the
 one before all but the last, and so on (the alignment of flash-attn since 2.1):
@@ -8,9 +8,9 @@ one before all but the last, and so on (the alignment of flash-attn since 2.1):
       1 1 .                  1 1 1 1 1
       1 1 1
 
-Three back-ends compute it: `flash_attn` (the package), `torch` (`torch.nn.attention.varlen`, CUDA)
-and `sdpa` (any device; pads segments of like shape together, so it costs up to about twice the
-exact work).
+Without `causal` every query sees all keys of its segment (cross-attention). Three back-ends compute
+it: `flash_attn` (the package), `torch` (`torch.nn.attention.varlen`, CUDA) and `sdpa` (any device;
+pads segments of like shape together, so it costs up to about twice the exact work).
 
 Notation: T queries and S keys of all segments, G segments, N heads, K kv heads, H head dim.
 """
@@ -46,15 +46,18 @@ def varlen_attention(
     max_seqlen_k: int,
     *,
     scale: float | None = None,
+    causal: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """Causal attention of packed segments, bottom-right aligned; every segment has S_g >= T_g keys.
+    """Attention of packed segments. Causal: bottom-right aligned, and every segment has S_g >= T_g
+    keys; otherwise at least one.
 
     Args:
         q: (T, N, H). k, v: (S, K, H) with K dividing N (grouped-query attention).
         cu_seqlens_q, cu_seqlens_k: (G + 1,) int32 running totals of segment lengths, on q's device.
         max_seqlen_q, max_seqlen_k: the longest segment.
         scale: of the scores; default H ** -0.5.
+        causal: whether the n-th last query sees all but the last n - 1 keys, or all.
         backend: `auto`, `flash_attn`, `torch` or `sdpa`.
 
     Returns:
@@ -66,7 +69,7 @@ def varlen_attention(
     """
     run = BACKENDS[resolve_backend(backend, q.device.type, q.dtype)].run
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale)
+    return run(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, causal)
 
 
 @lru_cache(maxsize=64)
@@ -117,11 +120,12 @@ def _flash_attn(
     max_q: int,
     max_k: int,
     scale: float,
+    causal: bool,
 ) -> Tensor:
     from flash_attn import flash_attn_varlen_func
 
     out: Tensor = flash_attn_varlen_func(
-        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True
+        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=causal
     )
     return out
 
@@ -153,15 +157,16 @@ def _torch(
     max_q: int,
     max_k: int,
     scale: float,
+    causal: bool,
 ) -> Tensor:
     """`varlen_attn`, whose signature moved: `is_causal` became `window_size`, `scale` and
     `enable_gqa` came."""
     from torch.nn.attention.varlen import varlen_attn
 
     accepted = _torch_varlen_parameters()
-    options: dict[str, Any] = {"window_size": (-1, 0)}
+    options: dict[str, Any] = {"window_size": (-1, 0 if causal else -1)}
     if "window_size" not in accepted:
-        options = {"is_causal": True}
+        options = {"is_causal": causal}
     if "scale" in accepted:
         options["scale"] = scale
     else:
@@ -187,10 +192,11 @@ def _sdpa(
     max_q: int,
     max_k: int,
     scale: float,
+    causal: bool,
 ) -> Tensor:
     """Pads segments of like shape together, one `scaled_dot_product_attention` a group."""
     plan = _padding_plan(
-        tuple(cu_q.tolist()), tuple(cu_k.tolist()), q.shape[1] // k.shape[1], q.device
+        tuple(cu_q.tolist()), tuple(cu_k.tolist()), q.shape[1] // k.shape[1], causal, q.device
     )
     n_heads, n_kv, head_dim = q.shape[1], k.shape[1], q.shape[2]
     outs = []
@@ -232,7 +238,11 @@ class _PaddingPlan:
 
 @lru_cache(maxsize=32)
 def _padding_plan(
-    cu_q: tuple[int, ...], cu_k: tuple[int, ...], n_repeats: int, device: torch.device
+    cu_q: tuple[int, ...],
+    cu_k: tuple[int, ...],
+    n_repeats: int,
+    causal: bool,
+    device: torch.device,
 ) -> _PaddingPlan:
     starts_q, starts_k = torch.tensor(cu_q), torch.tensor(cu_k)
     len_q, len_k = starts_q.diff(), starts_k.diff()
@@ -244,7 +254,9 @@ def _padding_plan(
     groups, offset = [], 0
     for segments in members.values():
         of = torch.tensor(segments)
-        group, is_query = _pad_group(starts_q[of], len_q[of], starts_k[of], len_k[of], n_repeats)
+        group, is_query = _pad_group(
+            starts_q[of], len_q[of], starts_k[of], len_k[of], n_repeats, causal=causal
+        )
         output_index[group.query_index[is_query]] = offset + is_query.flatten().nonzero()[:, 0]
         offset += is_query.numel()
         groups.append(
@@ -262,14 +274,21 @@ def _size_class(length: int) -> int:
 
 
 def _pad_group(
-    starts_q: Tensor, len_q: Tensor, starts_k: Tensor, len_k: Tensor, n_repeats: int
+    starts_q: Tensor,
+    len_q: Tensor,
+    starts_k: Tensor,
+    len_k: Tensor,
+    n_repeats: int,
+    *,
+    causal: bool,
 ) -> tuple[_Group, Tensor]:
     """The padded indices and mask of some segments, and which padded queries (B, Tg) are real."""
     t, s = torch.arange(int(len_q.max())), torch.arange(int(len_k.max()))
     is_query, is_key = t < len_q[:, None], s < len_k[:, None]
     query_index = torch.where(is_query, starts_q[:, None] + t, 0)
     key_index = torch.where(is_key, starts_k[:, None] + s, 0)
-    last_key = t + (len_k - len_q)[:, None]  # the furthest key that query t may look at
+    # the furthest key that query t may look at
+    last_key = t + (len_k - len_q)[:, None] if causal else (len_k[:, None] - 1).expand(-1, len(t))
     mask = (s <= last_key[:, :, None]) & is_key[:, None, :]
     mask[..., 0] |= ~is_query  # a padded query looks somewhere, or its softmax would be 0 / 0
     return _Group(query_index, key_index, mask.repeat(1, n_repeats, 1)[:, None]), is_query

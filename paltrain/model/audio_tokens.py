@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+FIXED = {"resampler": "n_latents", "summary": "n_summary"}  # type -> the field with its tokens
+
 
 def n_audio_tokens(n_frames: NDArray[np.int64], connector: Mapping[str, Any]) -> NDArray[np.int64]:
     """How many audio tokens clips of `n_frames` frames take; none for a clip without frames.
 
-    connector: the fields of `ConnectorConfig` (type, frame_stack, n_latents).
+    connector: the fields of `ConnectorConfig` (type, frame_stack, n_latents, n_summary).
     """
     n_frames = np.asarray(n_frames, np.int64)
-    if connector["type"] == "resampler":
-        return np.where(n_frames > 0, connector["n_latents"], 0).astype(np.int64)
+    if connector["type"] in FIXED:
+        n_tokens = connector[FIXED[connector["type"]]]
+        return np.where(n_frames > 0, n_tokens, 0).astype(np.int64)
     return -(-n_frames // int(connector["frame_stack"]))

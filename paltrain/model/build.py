@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from paltrain.model.modeling import PalModel
     from paltrain.model.template import ChatTemplate
 
-FORM_FIELDS = ("route", "width", "connector", "layers", "layer_projection")
+STREAM_FIELDS = ("route", "width", "connector", "layers", "layer_projection")
 
 
 def build_tokenizer(
@@ -103,19 +103,17 @@ def build_model(
     streams = {
         name: stream_spec(stream, stamps[name]) for name, stream in config.model.streams.items()
     }
-    template = asdict(template_fields(config))
+    form: dict[str, Any] = {
+        "streams": streams,
+        "lora": _lora(config),
+        "plits_sees_lal": config.model.plits_sees_lal,
+    }
     if init_folder is not None and _is_pal(init_folder):
-        model = _load_same_form(init_folder, streams, dtype)
-        model.config.attention_backend = config.model.attention_backend
-        model.config.template = template
+        model = _load_same_form(init_folder, form, dtype)
     else:
-        model = PalModel.from_llm(
-            _llm(config, init_folder, tokenizer, dtype),
-            streams=streams,
-            dtype=dtype,
-            attention_backend=config.model.attention_backend,
-            template=template,
-        )
+        model = PalModel.from_llm(_llm(config, init_folder, tokenizer, dtype), dtype=dtype, **form)
+    model.config.attention_backend = config.model.attention_backend
+    model.config.template = asdict(template_fields(config))
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -131,6 +129,11 @@ def stream_spec(stream: StreamConfig, stamp: Mapping[str, Any]) -> dict[str, Any
         "layer_projection": stream.layer_projection.value,
         "encoder": dict(stamp),
     }
+
+
+def _lora(config: TrainConfig) -> dict[str, Any] | None:
+    """The adapters as `PalConfig` keeps them."""
+    return asdict(config.model.lora) if config.model.lora.rank else None
 
 
 def _llm(config: TrainConfig, init_folder: Path | None, tokenizer: Any, dtype: torch.dtype) -> Any:
@@ -150,28 +153,44 @@ def _llm(config: TrainConfig, init_folder: Path | None, tokenizer: Any, dtype: t
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields), dtype=dtype)
 
 
-def _load_same_form(
-    folder: Path, streams: Mapping[str, Mapping[str, Any]], dtype: torch.dtype
-) -> PalModel:
-    """The PalModel in `folder`, whose streams must be those of this run."""
+def _load_same_form(folder: Path, form: Mapping[str, Any], dtype: torch.dtype) -> PalModel:
+    """The PalModel in `folder`, which must be of this run's form; only adapters may be new here.
+
+    form: streams, lora and plits_sees_lal, as `PalConfig` keeps them.
+    """
     from paltrain.model.modeling import PalModel
 
-    saved = PalModel.config_class.from_pretrained(folder).streams
+    saved = PalModel.config_class.from_pretrained(folder)
+    there, here = _form_fields(saved.to_dict()), _form_fields(form)
+    if saved.lora is None:
+        there["lora"] = here["lora"]
     differences = [
-        f"streams.{name}.{field}: {saved.get(name, {}).get(field)!r} there, "
-        f"{streams.get(name, {}).get(field)!r} here"
-        for name in sorted({*saved, *streams})
-        for field in FORM_FIELDS
-        if saved.get(name, {}).get(field) != streams.get(name, {}).get(field)
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
     ]
     if differences:
         raise ModelError(
             f"the model in {folder} is of another form than this run; start from one of the same "
-            "form, or from "
-            "a bare LLM:\n  " + "\n  ".join(differences)
+            "form, or from a bare LLM:\n  " + "\n  ".join(differences)
         )
     model: PalModel = PalModel.from_pretrained(folder, dtype=dtype)
+    if saved.lora is None and form["lora"]:
+        model.add_adapters(form["lora"])
     return model
+
+
+def _form_fields(form: Mapping[str, Any]) -> dict[str, Any]:
+    """What must agree, by dotted name."""
+    fields = {
+        f"streams.{name}.{field}": spec.get(field)
+        for name, spec in form["streams"].items()
+        for field in STREAM_FIELDS
+    }
+    # PLITS rows look at LAL keys only where both routes are.
+    routes = {spec["route"] for spec in form["streams"].values()}
+    sees = form["plits_sees_lal"] if {"plits", "lal"} <= routes else None
+    return {**fields, "lora": form["lora"], "plits_sees_lal": sees}
 
 
 def _is_pal(folder: Path) -> bool:

@@ -49,6 +49,17 @@ class ConversationLayer(CacheLayerMixin):  # type: ignore[misc]
         self.lengths = self.lengths + 1
         return self.keys, self.values
 
+    def packed(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """The keys and values of all (or those) rows end to end, (S, K, H), and their running total
+        of lengths, (B + 1,) int32."""
+        keys, values, lengths = self.keys, self.values, self.lengths
+        if rows is not None:
+            keys, values, lengths = keys[rows], values[rows], lengths[rows]
+        is_key = torch.arange(keys.shape[2], device=keys.device) < lengths[:, None]
+        k, v = (x.transpose(1, 2)[is_key].contiguous() for x in (keys, values))
+        zero = lengths.new_zeros(1, dtype=torch.int32)
+        return k, v, torch.cat([zero, lengths.cumsum(0, dtype=torch.int32)])
+
     def get_seq_length(self) -> int:
         return int(self.lengths.max()) if len(self.lengths) else 0
 
@@ -78,11 +89,21 @@ class ConversationLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class ConversationCache(Cache):  # type: ignore[misc]
-    """All layers' rows. next_positions: (B,) the position of each conversation's next token."""
+    """All layers' rows. next_positions: (B,) the position of each conversation's next token.
+
+    cross: by name, the audio keys and values that a block of cross-attention looks at; they stay as
+    they are while the conversations grow.
+    """
 
     def __init__(self, n_layers: int, next_positions: Tensor) -> None:
         super().__init__(layers=[ConversationLayer() for _ in range(n_layers)])
         self.next_positions = next_positions
+        self.cross: dict[str, ConversationLayer] = {}
+
+    def fill_cross(self, name: str, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+        """Take the audio keys and values of B conversations for one block, as `fill` does."""
+        self.cross[name] = ConversationLayer()
+        self.cross[name].fill(k, v, lengths)
 
     def fill(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor) -> None:
         self.layers[layer].fill(k, v, lengths)
@@ -93,14 +114,20 @@ class ConversationCache(Cache):  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
+        for layer in self.cross.values():
+            layer.reorder_cache(beam_idx)
         self.next_positions = self.next_positions[beam_idx.to(self.next_positions.device)]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
+        for layer in self.cross.values():
+            layer.batch_repeat_interleave(repeats)
         self.next_positions = self.next_positions.repeat_interleave(repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
+        for layer in self.cross.values():
+            layer.batch_select_indices(indices)
         self.next_positions = self.next_positions[indices]
 
 

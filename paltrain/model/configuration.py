@@ -11,7 +11,7 @@ from paltrain.errors import ModelError
 MODEL_FORMAT = 1  # of a model folder; raised when code that knows the former would misread it
 STAGES_OF_LLM = "paltrain_stages"  # where a bare LLM's config.json keeps them
 
-ROUTES = ("plits", "lal")
+ROUTES = ("plits", "lal", "xattn")
 
 
 class PalConfig(PretrainedConfig):  # type: ignore[misc]
@@ -19,10 +19,12 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
 
     llm_config: a `transformers` decoder's configuration (or its dictionary).
     streams: by name, in the order in which they stand within a clip:
-        route ("plits" or "lal"), width (of the encoder's features), connector (the fields of
-        `ConnectorConfig`), layers ("all", {"start": k} or a list), layer_projection ("shared",
-        "linear", "mlp"), encoder (the stamp of the feature store, so that a processor can rebuild
-        the encoder).
+        route ("plits", "lal" or "xattn"), width (of the encoder's features), connector (the fields
+        of `ConnectorConfig`), layers ("all", {"start": k}, {"every": n} or a list),
+        layer_projection ("shared", "linear", "mlp"), encoder (the stamp of the feature store, so
+        that a processor can rebuild the encoder).
+    plits_sees_lal: whether audio tokens of PLITS streams look at LAL keys.
+    lora: rank, alpha and target_modules of the LLM's adapters, None without.
     attention_backend: `auto`, `flash_attn`, `torch` or `sdpa`.
     template: the fields of `ChatTemplate` that training used.
     stages: a plain record of each training stage, the first one first (`paltrain.train.export`);
@@ -39,6 +41,8 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
         streams: dict[str, dict[str, Any]] | None = None,
         attention_backend: str = "auto",
         template: dict[str, Any] | None = None,
+        plits_sees_lal: bool = True,
+        lora: dict[str, Any] | None = None,
         stages: list[dict[str, Any]] | None = None,
         format: int = 1,
         **kwargs: Any,
@@ -50,6 +54,8 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
         self.streams = streams or {}
         self.attention_backend = attention_backend
         self.template = template or {}
+        self.plits_sees_lal = plits_sees_lal
+        self.lora = lora
         self.stages = stages or list(getattr(llm_config, STAGES_OF_LLM, []))
         self.format = MODEL_FORMAT
         for token in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -2,7 +2,9 @@
 
 `mlp` joins `frame_stack` neighbouring frames into one token (two linear layers, LLaVA's form);
 `resampler` lets learned latents look at the clip's frames (Perceiver / Q-Former's form), so that
-every clip has `n_latents` tokens. Clips are packed end to end and never padded into the LLM.
+every clip has `n_latents` tokens. `summary` has `n_summary` tokens a clip, by such latents
+(`queries`) or by means over equal windows of time (`windows`). Clips are packed end to end and
+never padded into the LLM.
 
 Notation: F frames and A audio tokens of all clips of a stream, C clips, W encoder width, D the
 LLM's width.
@@ -19,22 +21,26 @@ import torch
 from torch import Tensor, nn
 
 from paltrain.batch import IntArray, PackedFeatures
-
-CONNECTORS = ("mlp", "resampler")
+from paltrain.errors import ModelError, unknown_name
+from paltrain.model.audio_tokens import FIXED
 
 
 def build_connector(connector: Mapping[str, Any], *, width: int, model_width: int) -> nn.Module:
     """connector: the fields of `ConnectorConfig`. width: W; model_width: D."""
-    hidden = connector.get("hidden_width") or model_width
-    if connector["type"] == "resampler":
-        return Resampler(
-            width,
-            model_width,
-            n_latents=connector["n_latents"],
-            n_heads=connector["n_heads"],
-            n_layers=connector["n_layers"],
-        )
-    return MlpConnector(width, model_width, hidden=hidden, frame_stack=connector["frame_stack"])
+    kind, hidden = connector["type"], connector.get("hidden_width") or model_width
+    if kind == "mlp":
+        return MlpConnector(width, model_width, hidden=hidden, frame_stack=connector["frame_stack"])
+    if kind == "summary" and connector["summary_by"] == "windows":
+        return WindowMeans(width, model_width, hidden=hidden, n_windows=connector["n_summary"])
+    if kind not in FIXED:
+        raise ModelError(unknown_name("connector", kind, ["mlp", *FIXED]))
+    return Resampler(
+        width,
+        model_width,
+        n_latents=connector[FIXED[kind]],
+        n_heads=connector["n_heads"],
+        n_layers=connector["n_layers"],
+    )
 
 
 class MlpConnector(nn.Module):
@@ -65,6 +71,24 @@ class MlpConnector(nn.Module):
         index = np.where(index < last[:, None], index, len(frames_FW))
         padded = torch.cat([frames_FW, frames_FW.new_zeros(1, frames_FW.shape[1])])
         return padded[torch.from_numpy(index).to(padded.device)].flatten(1)
+
+
+class WindowMeans(nn.Module):
+    """(F, W) -> (C' * n_windows, D), C' the clips that have frames: the means of their frames over
+    equal windows, which overlap by a frame where they do not divide a clip, through an MLP."""
+
+    def __init__(self, width: int, model_width: int, *, hidden: int, n_windows: int) -> None:
+        super().__init__()
+        self.n_windows = n_windows
+        self.mlp = MlpConnector(width, model_width, hidden=hidden, frame_stack=1)
+
+    def forward(self, features: PackedFeatures) -> Tensor:
+        lengths = features.n_frames[features.n_frames > 0]
+        clips = features.values.to(self.mlp.up.weight.dtype).split(lengths.tolist())
+        means = [nn.functional.adaptive_avg_pool1d(clip.T, self.n_windows).T for clip in clips]
+        of_clips = np.full(len(means), self.n_windows, np.int64)
+        out: Tensor = self.mlp(PackedFeatures(torch.cat(means), of_clips))
+        return out
 
 
 class Resampler(nn.Module):
@@ -138,6 +162,7 @@ class LayerProjection(nn.Module):
 def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
     """(length, width) sine and cosine positions (Attention Is All You Need, 3.5), dtype and
     device of `like`."""
-    rates = torch.exp(-math.log(10000.0) * torch.arange(0, width, 2, device=like.device) / width)
+    steps = torch.arange(0, width, 2, device=like.device, dtype=torch.float64)
+    rates = torch.exp(-math.log(10000.0) * steps / width)
     angles = torch.arange(length, device=like.device)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width].to(like.dtype)

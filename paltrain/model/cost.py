@@ -6,6 +6,8 @@ proportions are those of a whole step. The routes differ in which tokens pay for
               q, o, FFN          k, v               pairs (query, key)
     PLITS     audio and text     audio and text     causal over audio and text
     LAL       text               audio and text     text x (audio + text up to itself)
+    xattn     text               text; audio in     causal over text; text x audio in its blocks
+                                 its blocks
 
 and every audio token passes its connector, once for all layers. Torch-free: plans and dry runs ask.
 """
@@ -17,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paltrain.errors import ModelError
+from paltrain.model.audio_tokens import FIXED
 from paltrain.model.layers import layers_of_stream
 
 BACKWARD = 2  # times forward: gradients of the inputs and of the weights
@@ -82,6 +85,11 @@ class DecoderShape:
         return 4 * self.width * self.n_kv_heads * self.head_dim
 
     @property
+    def block_flops(self) -> int:
+        """A token that passes a block of cross-attention: q, o and the FFN of 4 times the width."""
+        return 4 * self.width * self.n_heads * self.head_dim + 16 * self.width**2
+
+    @property
     def pair_flops(self) -> int:
         """Score and weighted value of a query and a key, in all layers."""
         return self.n_layers * 4 * self.n_heads * self.head_dim
@@ -104,12 +112,15 @@ def connector_flops(
 
     connector: the fields of `ConnectorConfig`. width: of the encoder's frames.
     """
-    if connector["type"] != "resampler":
-        hidden, stack = connector.get("hidden_width") or model_width, connector["frame_stack"]
+    by_windows = connector["type"] == "summary" and connector["summary_by"] == "windows"
+    if connector["type"] == "mlp" or by_windows:
+        hidden = connector.get("hidden_width") or model_width
+        stack = 1 if by_windows else connector["frame_stack"]
         return mlp_flops(width=width, frame_stack=stack, hidden=hidden, model_width=model_width), 0
     n_layers, square = connector["n_layers"], model_width**2
+    n_latents = connector[FIXED[connector["type"]]]
     latent = n_layers * (4 + 16) * square  # q, o and the FFN
-    frame = n_layers * (4 * square + 4 * connector["n_latents"] * model_width)  # k, v and pairs
+    frame = n_layers * (4 * square + 4 * n_latents * model_width)  # k, v and pairs
     return latent, 2 * width * model_width + frame
 
 
@@ -126,6 +137,9 @@ def stream_costs(shape: DecoderShape, spec: Mapping[str, Any], *, stream: str) -
     if spec["route"] == "plits":
         return {"token": token + shape.row_flops, "frame": frame, "rows": 1.0, "keys": 0.0}
     n_taking = len(layers_of_stream(spec["layers"], n_layers=shape.n_layers, stream=stream))
+    if spec["route"] == "xattn":
+        token += n_taking * 4 * shape.width * shape.n_heads * shape.head_dim
+        return {"token": token, "frame": frame, "rows": 0.0, "keys": n_taking / shape.n_layers}
     projection = 2 * PROJECTION_WEIGHTS[spec["layer_projection"]] * shape.width**2
     token += n_taking * (shape.key_flops + projection)
     return {"token": token, "frame": frame, "rows": 0.0, "keys": n_taking / shape.n_layers}
@@ -138,8 +152,13 @@ def visit_costs(llm_config: Any, streams: Mapping[str, Mapping[str, Any]]) -> di
     text: a text token; target: a token to predict; pair: a query and a key that it looks at.
     """
     shape = DecoderShape.of(llm_config)
+    blocks = sum(
+        len(layers_of_stream(spec["layers"], n_layers=shape.n_layers, stream=name))
+        for name, spec in streams.items()
+        if spec["route"] == "xattn"
+    )
     return {
-        "text": shape.row_flops,
+        "text": shape.row_flops + blocks * shape.block_flops,
         "target": shape.head_flops,
         "pair": shape.pair_flops,
         "streams": {name: stream_costs(shape, spec, stream=name) for name, spec in streams.items()},

@@ -11,11 +11,10 @@ the section on LAL):
     k    = RoPE(k) at the audio's own positions
 
 No audio row is ever a query, so o_proj and the FFN never see one. What the decoder needs to know
-travels as one keyword argument, `pal`, through `transformers`' own keyword arguments: a
-`PackedContext` (training, prefill) or a `DecodeContext` (generation behind a prefill).
+travels as one keyword argument, `pal`, through `transformers`' own keyword arguments: one of the
+contexts of `paltrain.model.context`.
 
-Notation: R rows, A audio tokens, S = all keys gathered for the segments, N heads, K kv heads, H
-head dim, D width.
+Notation: A audio tokens, N heads, K kv heads, H head dim, D width.
 """
 
 from __future__ import annotations
@@ -25,46 +24,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from paltrain.errors import ModelError
-from paltrain.model.attention import varlen_attention
-from paltrain.model.cache import ConversationCache
-from paltrain.model.layout import AttentionPlan
 
 ATTENTION_NAME = "paltrain_varlen"
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """An `AttentionPlan` whose indices are on the device."""
-
-    cu_seqlens_q: Tensor
-    cu_seqlens_k: Tensor
-    max_seqlen_q: int
-    max_seqlen_k: int
-    key_index: Tensor | None
-    path_index: Tensor
-    path_lengths: Tensor
-
-    @classmethod
-    def of(cls, plan: AttentionPlan, device: torch.device) -> DevicePlan:
-        def put(array: Any) -> Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
-        return cls(
-            cu_seqlens_q=put(plan.cu_seqlens_q),
-            cu_seqlens_k=put(plan.cu_seqlens_k),
-            max_seqlen_q=plan.max_seqlen_q,
-            max_seqlen_k=plan.max_seqlen_k,
-            key_index=None if plan.key_index is None else put(plan.key_index),
-            path_index=put(plan.path_index),
-            path_lengths=put(plan.cu_path).diff(),
-        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +52,22 @@ class AudioStates:
         return projected
 
 
+def keys_and_values(module: Any, layer: Any, audio: AudioStates) -> tuple[Tensor, Tensor]:
+    """A decoder layer's own projections of the audio: (A, K, H) each, keys rotated.
+
+    module: the layer's attention.
+    """
+    states_AD = layer.input_layernorm(audio.at_layer(module.layer_idx))
+    k = module.k_proj(states_AD).unflatten(-1, (-1, module.head_dim))
+    v: Tensor = module.v_proj(states_AD).unflatten(-1, (-1, module.head_dim))
+    if hasattr(module, "k_norm"):
+        k = module.k_norm(k)
+    k_1KAH = k.transpose(0, 1)[None]
+    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    rotated: Tensor = rotate(k_1KAH, k_1KAH, *audio.rope)[1]
+    return rotated[0].transpose(0, 1), v
+
+
 class AttentionContext(Protocol):
     """What one forward pass of the decoder tells every layer's attention."""
 
@@ -95,102 +78,6 @@ class AttentionContext(Protocol):
     def longest_span(self) -> int:
         """Positions from the first key to the last query of the longest conversation."""
         ...
-
-
-@dataclass(frozen=True)
-class PackedContext:
-    """Training and prefill: the packed rows of a batch.
-
-    streams_at: by layer, the names of the LAL streams that are present, in config order. plans: by
-    such a tuple. layers: the decoder's layers (for their input_layernorm). cache: filled on the
-    way, where generation follows.
-    """
-
-    streams_at: tuple[tuple[str, ...], ...]
-    plans: Mapping[tuple[str, ...], DevicePlan]
-    audio: Mapping[str, AudioStates]
-    layers: nn.ModuleList
-    span: int
-    backend: str
-    cache: ConversationCache | None = None
-
-    def longest_span(self) -> int:
-        return self.span
-
-    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """q: (1, N, R, H); k, v: (1, K, R, H), rotated. Returns (1, R, N, H)."""
-        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
-        names = self.streams_at[module.layer_idx]
-        plan = self.plans[names]
-        if names:
-            audio = [self._keys_and_values(module, self.audio[name]) for name in names]
-            k = torch.cat([k, *(audio_k for audio_k, _ in audio)])
-            v = torch.cat([v, *(audio_v for _, audio_v in audio)])
-        if self.cache is not None:
-            self.cache.fill(
-                module.layer_idx, k[plan.path_index], v[plan.path_index], plan.path_lengths
-            )
-        if plan.key_index is not None:
-            k, v = (x.index_select(0, plan.key_index) for x in (k, v))
-        out = varlen_attention(
-            q.contiguous(),
-            k.contiguous(),
-            v.contiguous(),
-            plan.cu_seqlens_q,
-            plan.cu_seqlens_k,
-            plan.max_seqlen_q,
-            plan.max_seqlen_k,
-            scale=scale,
-            backend=self.backend,
-        )
-        return out[None]
-
-    def _keys_and_values(self, module: Any, audio: AudioStates) -> tuple[Tensor, Tensor]:
-        """The layer's own projections of the audio: (A, K, H) each, keys rotated."""
-        layer: Any = self.layers[module.layer_idx]
-        states_AD = layer.input_layernorm(audio.at_layer(module.layer_idx))
-        k = module.k_proj(states_AD).unflatten(-1, (-1, module.head_dim))
-        v: Tensor = module.v_proj(states_AD).unflatten(-1, (-1, module.head_dim))
-        if hasattr(module, "k_norm"):
-            k = module.k_norm(k)
-        k_1KAH = k.transpose(0, 1)[None]
-        rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
-        rotated: Tensor = rotate(k_1KAH, k_1KAH, *audio.rope)[1]
-        return rotated[0].transpose(0, 1), v
-
-
-@dataclass(frozen=True)
-class DecodeContext:
-    """One more token for each of B conversations whose keys and values are in the cache."""
-
-    cache: ConversationCache
-    backend: str
-
-    def longest_span(self) -> int:
-        return int(self.cache.next_positions.max()) + 1
-
-    def attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        """q: (B, N, 1, H); k, v: (B, K, longest, H), the cache's rows. Returns (B, 1, N, H)."""
-        n = len(q)
-        lengths = self.cache.layers[module.layer_idx].lengths
-        is_key = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
-        k, v = (x.transpose(1, 2)[is_key].contiguous() for x in (k, v))
-        zero = lengths.new_zeros(1, dtype=torch.int32)
-        cu_seqlens_k = torch.cat([zero, lengths.cumsum(0, dtype=torch.int32)])
-        cu_seqlens_q = torch.arange(n + 1, dtype=torch.int32, device=q.device)
-        q_BNH = q[:, :, 0].contiguous()
-        out = varlen_attention(
-            q_BNH,
-            k,
-            v,
-            cu_seqlens_q,
-            cu_seqlens_k,
-            1,
-            int(lengths.max()),
-            scale=scale,
-            backend=self.backend,
-        )
-        return out[:, None]
 
 
 def _attention(

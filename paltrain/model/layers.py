@@ -9,23 +9,27 @@ from paltrain.errors import ModelError
 
 
 def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, ...]:
-    """The layers that take a stream's audio: "all", {"start": k} or a list of layer numbers.
+    """The layers that take a stream's audio: "all", {"start": k}, {"every": n}, both of
+    these, or a list of layer numbers.
 
     Raises:
         ModelError: a layer beyond the LLM's depth, or another form.
     """
     if layers == "all":
         return tuple(range(n_layers))
-    if isinstance(layers, Mapping) and set(layers) == {"start"}:
-        chosen = tuple(range(int(layers["start"]), n_layers))
-        bad = [] if 0 <= int(layers["start"]) < n_layers else [int(layers["start"])]
+    if isinstance(layers, Mapping) and layers and set(layers) <= {"start", "every"}:
+        start, every = int(layers.get("start", 0)), int(layers.get("every", 1))
+        if every < 1:
+            raise ModelError(f"stream '{stream}': layers.every must be at least 1, is {every}")
+        chosen = tuple(range(start, n_layers, every))
+        bad = [] if 0 <= start < n_layers else [start]
     elif isinstance(layers, list | tuple) and layers:
         chosen = tuple(sorted({int(layer) for layer in layers}))
         bad = [layer for layer in chosen if not 0 <= layer < n_layers]
     else:
         raise ModelError(
-            f"stream '{stream}': layers is {layers!r}; valid: all, {{start: k}}, or a list of "
-            "layer numbers"
+            f"stream '{stream}': layers is {layers!r}; valid: all, {{start: k}}, {{every: n}}, or "
+            "a list of layer numbers"
         )
     if bad:
         raise ModelError(

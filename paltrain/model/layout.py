@@ -28,7 +28,7 @@ Everything here is integers on the host; a batch of a few hundred pieces costs a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,11 +40,12 @@ Range = tuple[int, int]  # first and past-the-last
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The segments of all rows for one set of LAL streams.
+    """The segments of rows for one set of LAL streams, or for one stream of cross-attention.
 
     cu_seqlens_q, cu_seqlens_k: (G + 1,) int32. key_index: (S,) int64 into `[rows; keys of the
-    streams]`, or None where the keys are just the rows. path_index, cu_path: the keys of every
-    whole conversation (leaf), for the cache of generation, likewise.
+    streams]` (cross-attention: into the stream's audio tokens), or None where the keys are just the
+    rows. path_index, cu_path: the keys of every whole conversation (leaf), for the cache of
+    generation, likewise. row_index: (Q,) the rows that have segments, None: all, in order.
     """
 
     cu_seqlens_q: IntArray
@@ -52,6 +53,7 @@ class AttentionPlan:
     key_index: IntArray | None
     path_index: IntArray
     cu_path: IntArray
+    row_index: IntArray | None = None
 
     @property
     def max_seqlen_q(self) -> int:
@@ -65,7 +67,9 @@ class AttentionPlan:
 class Layout:
     """Rows, positions and key plans of one batch.
 
-    lal, plits: for each stream of that route, in config order, the audio tokens of every clip (C,).
+    lal, plits, xattn: for each stream of that route, in config order, the audio tokens of every
+    clip (C,). plits_sees_lal: whether the audio rows of PLITS streams look at LAL keys.
+    Cross-attention happens beside the sequence: its audio has neither rows nor positions.
 
     n_rows: R. text_rows: (T,) the row of each text token. plits_rows: by stream, (A,) the row of
     each audio token. row_positions: (R,). lal_positions: by stream, (A,). end_positions: (P,) the
@@ -73,10 +77,17 @@ class Layout:
     """
 
     def __init__(
-        self, batch: Batch, *, lal: Mapping[str, IntArray], plits: Mapping[str, IntArray]
+        self,
+        batch: Batch,
+        *,
+        lal: Mapping[str, IntArray],
+        plits: Mapping[str, IntArray],
+        xattn: Mapping[str, IntArray] | None = None,
+        plits_sees_lal: bool = True,
     ) -> None:
         self.batch = batch
-        self._lal, self._plits = dict(lal), dict(plits)
+        self._lal, self._plits, self._xattn = dict(lal), dict(plits), dict(xattn or {})
+        self._plits_sees_lal = plits_sees_lal
         self._clip_number = np.cumsum(batch.is_clip) - 1
         n_clips = batch.n_clips
         per_clip_lal = sum(self._lal.values(), np.zeros(n_clips, np.int64))
@@ -126,6 +137,10 @@ class Layout:
             start = start + n_tokens
         return positions
 
+    def positions_in_clip(self, stream: str) -> IntArray:
+        """(A,) the place of each audio token of a cross-attended stream within its clip."""
+        return _ranges(np.zeros_like(self._xattn[stream]), self._xattn[stream])
+
     def attention_plan(self, streams: Sequence[str], n_keys: Mapping[str, int]) -> AttentionPlan:
         """The segments at a layer where the LAL `streams` (config order) are present.
 
@@ -133,50 +148,87 @@ class Layout:
         without any audio in the batch brings a dummy token that no segment gathers).
         """
         offsets = np.cumsum([self.n_rows, *(n_keys[name] for name in streams)])
-        keys_of_clip = [
-            [
-                (int(offset + start), int(offset + start + n))
-                for offset, start, n in zip(
-                    offsets,
-                    (_starts(self._lal[s])[c] for s in streams),
-                    (self._lal[s][c] for s in streams),
-                    strict=False,
-                )
-                if n
-            ]
-            for c in range(self.batch.n_clips)
+        keys = self._keys_of_pieces([self._lal[name] for name in streams], offsets[:-1])
+        blind = bool(streams) and not self._plits_sees_lal
+        segments = self._segments(keys, around_clips=blind)
+        paths = _paths(self.batch.parent, keys, self._row_ranges)
+        no_keys: list[list[Range]] = [[] for _ in keys]
+        rows_only = _paths(self.batch.parent, no_keys, self._row_ranges) if blind else []
+        looked_at = [
+            self._seen_from(first, rows_only)
+            if blind and self.batch.is_clip[first]
+            else [*self._seen_from(first, paths), *keys[first]]
+            for first, _ in segments
         ]
-        own = [
-            keys_of_clip[self._clip_number[p]] if self.batch.is_clip[p] else []
-            for p in range(len(self.batch.parent))
-        ]
-        return self._plan(own, rows_only=not streams)
+        plan = self._plan(
+            [rows for _, rows in segments],
+            [[*seen, rows] for seen, (_, rows) in zip(looked_at, segments, strict=True)],
+            [paths[leaf] for leaf in self.batch.leaves],
+        )
+        assert plan.key_index is not None
+        identical = not streams and np.array_equal(plan.key_index, np.arange(self.n_rows))
+        return replace(plan, key_index=None) if identical else plan
 
-    def _plan(self, lal_keys: list[list[Range]], *, rows_only: bool) -> AttentionPlan:
-        """lal_keys: by piece, the ranges of LAL keys that stand right before its rows."""
-        segments = self._segments(lal_keys)
-        paths = _paths(self.batch.parent, lal_keys, self.first_row, self._piece_rows)
-        keys: list[Range] = []
-        lengths_k = []
-        for first_piece, rows in segments:
-            parent = self.batch.parent[first_piece]
-            before = paths[parent] if parent >= 0 else []
-            ranges = [*before, *lal_keys[first_piece], rows]
-            keys += ranges
-            lengths_k.append(sum(stop - start for start, stop in ranges))
-        leaves = [paths[leaf] for leaf in self.batch.leaves]
-        key_index = _flatten(keys)
-        identical = rows_only and np.array_equal(key_index, np.arange(self.n_rows))
+    def cross_plan(self, stream: str) -> AttentionPlan:
+        """The segments of the rows that hear `stream` by cross-attention: all clips before them,
+        whole."""
+        keys = self._keys_of_pieces([self._xattn[stream]], np.zeros(1, np.int64))
+        heard = _paths(self.batch.parent, keys, [[] for _ in keys])
+        segments = [each for each in self._segments(keys) if heard[each[0]]]
+        rows = [rows for _, rows in segments]
+        plan = self._plan(
+            rows,
+            [heard[first] for first, _ in segments],
+            [heard[leaf] for leaf in self.batch.leaves],
+        )
+        return replace(plan, row_index=_flatten(rows))
+
+    def _keys_of_pieces(
+        self, n_tokens: Sequence[IntArray], offsets: Sequence[int] | IntArray
+    ) -> list[list[Range]]:
+        """By piece, where the audio keys of its clip lie. n_tokens: of each clip, by stream;
+        offsets: where each stream's first key lies."""
+        firsts = [
+            offset + _starts(tokens) for offset, tokens in zip(offsets, n_tokens, strict=True)
+        ]
+        keys: list[list[Range]] = []
+        for is_clip, clip in zip(self.batch.is_clip, self._clip_number, strict=True):
+            streams = zip(firsts, n_tokens, strict=True) if is_clip else ()
+            keys.append(
+                [(int(f[clip]), int(f[clip] + n[clip])) for f, n in streams if int(n[clip])]
+            )
+        return keys
+
+    def _seen_from(self, piece: int, paths: list[list[Range]]) -> list[Range]:
+        parent = self.batch.parent[piece]
+        return paths[parent] if parent >= 0 else []
+
+    def _plan(
+        self, rows: Sequence[Range], keys: Sequence[Sequence[Range]], paths: list[list[Range]]
+    ) -> AttentionPlan:
+        """rows, keys: of each segment. paths: the keys of each leaf."""
         return AttentionPlan(
-            cu_seqlens_q=_running_total([stop - start for _, (start, stop) in segments]),
-            cu_seqlens_k=_running_total(lengths_k),
-            key_index=None if identical else key_index,
-            path_index=_flatten([r for path in leaves for r in path]),
-            cu_path=_running_total([sum(b - a for a, b in path) for path in leaves]),
+            cu_seqlens_q=_running_total([_length([each]) for each in rows]),
+            cu_seqlens_k=_running_total([_length(each) for each in keys]),
+            key_index=_flatten([key for each in keys for key in each]),
+            path_index=_flatten([key for path in paths for key in path]),
+            cu_path=_running_total([_length(path) for path in paths]),
         )
 
-    def _segments(self, lal_keys: list[list[Range]]) -> list[tuple[int, Range]]:
-        """(first piece, its rows) of each segment that has rows; rows in order, none left out."""
+    @cached_property
+    def _row_ranges(self) -> list[list[Range]]:
+        """By piece, its rows, if it has any."""
+        bounds = zip(self.first_row.tolist(), self._piece_rows.tolist(), strict=True)
+        return [[(first, first + n)] if n else [] for first, n in bounds]
+
+    def _segments(
+        self, keys: list[list[Range]], *, around_clips: bool = False
+    ) -> list[tuple[int, Range]]:
+        """(first piece, its rows) of each segment that has rows; rows in order, none left out.
+
+        A piece goes on with the segment before it where plain causality does: no branch, no audio
+        `keys` in between, nor (around_clips) a change between text and a clip's rows.
+        """
         n_children = np.bincount(
             self.batch.parent[self.batch.parent >= 0], minlength=len(self.batch.parent)
         )
@@ -188,7 +240,8 @@ class Layout:
                 parent >= 0
                 and n_children[parent] == 1
                 and parent == piece - 1
-                and not lal_keys[piece]
+                and not keys[piece]
+                and not (around_clips and self.batch.is_clip[[piece, parent]].any())
             )
             if goes_on:
                 first, (begin, _) = segments[-1]
@@ -198,15 +251,12 @@ class Layout:
         return [segment for segment in segments if segment[1][0] < segment[1][1]]
 
 
-def _paths(
-    parent: IntArray, lal_keys: list[list[Range]], first_row: IntArray, n_rows: IntArray
-) -> list[list[Range]]:
-    """By piece, the key ranges of its whole path from the root, itself included."""
+def _paths(parent: IntArray, keys: list[list[Range]], rows: list[list[Range]]) -> list[list[Range]]:
+    """By piece, the key ranges of its whole path from the root, itself included: the audio `keys`
+    of each piece, then its `rows`."""
     paths: list[list[Range]] = []
     for piece, above in enumerate(parent):
-        start = int(first_row[piece])
-        rows = [(start, start + int(n_rows[piece]))] if n_rows[piece] else []
-        paths.append([*(paths[above] if above >= 0 else []), *lal_keys[piece], *rows])
+        paths.append([*(paths[above] if above >= 0 else []), *keys[piece], *rows[piece]])
     return paths
 
 
@@ -218,6 +268,10 @@ def _starts(lengths: IntArray) -> IntArray:
 def _ranges(starts: IntArray, lengths: IntArray) -> IntArray:
     """start .. start + length - 1 of each run, end to end."""
     return np.repeat(starts - _starts(lengths), lengths) + np.arange(int(lengths.sum()))
+
+
+def _length(ranges: Sequence[Range]) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 def _flatten(ranges: Sequence[Range]) -> IntArray:

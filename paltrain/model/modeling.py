@@ -4,12 +4,13 @@
       1. connectors:  features (F, W) -> audio tokens (A, D), per stream
       2. layout:      rows, positions, and which keys each run of rows may look at
       3. rows:        text embeddings, and the audio tokens of PLITS streams, (1, R, D)
-      4. decoder:     the unmodified LLM; LAL streams join as keys and values (`paltrain.model.lal`)
+      4. decoder:     the unmodified LLM; LAL streams join as keys and values (`.lal`),
+                      others by blocks of cross-attention before layers (`.xattn`)
       5. loss:        cross-entropy of the target rows only, summed
 
 Every audio module runs for every batch: a stream without audio is fed one zero frame, which no
-segment gathers (LAL) or which is added times zero (PLITS). So all ranks of a sharded run do the
-same work in the same order.
+segment gathers (LAL) or which is added times zero (PLITS, xattn). So all ranks of a sharded run do
+the same work in the same order.
 
 Notation: T text tokens, R rows, A audio tokens, M targets, B conversations, D the LLM's width, V
 vocabulary.
@@ -36,15 +37,19 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from paltrain.batch import Batch, BatchBuilder, IntArray, PackedFeatures
 from paltrain.errors import ModelError, unknown_name
-from paltrain.model import lal
+from paltrain.model import adapters, lal, xattn
 from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.cache import ConversationCache
 from paltrain.model.configuration import ROUTES, PalConfig
-from paltrain.model.connectors import LayerProjection, build_connector
+from paltrain.model.connectors import LayerProjection, build_connector, sinusoids
+from paltrain.model.context import BlocksAt, DecodeContext, PackedContext
+from paltrain.model.cost import DecoderShape
 from paltrain.model.generation import finished_answers, without_last_tokens
 from paltrain.model.layers import layers_of_stream
 from paltrain.model.layout import Layout
 from paltrain.model.loading import load_whole
+from paltrain.model.segments import DevicePlan
+from paltrain.model.xattn import CrossAudio, GatedCrossAttention
 
 
 @dataclass
@@ -57,21 +62,29 @@ class PalOutput:
 
 
 class AudioStream(nn.Module):
-    """One encoder's way into the LLM: its connector and, for LAL, the P_l of the layers it
-    reaches."""
+    """One encoder's way into the LLM: its connector, for LAL the P_l of the layers it reaches, for
+    cross-attention the blocks before them."""
 
     def __init__(
-        self, spec: Mapping[str, Any], *, model_width: int, layers: tuple[int, ...]
+        self, spec: Mapping[str, Any], *, shape: DecoderShape, layers: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.spec = dict(spec)
         self.connector = build_connector(
-            spec["connector"], width=spec["width"], model_width=model_width
+            spec["connector"], width=spec["width"], model_width=shape.width
         )
-        kind = spec["layer_projection"]
-        projected = layers if spec["route"] == "lal" and kind != "shared" else ()
+        kind, route = spec["layer_projection"], spec["route"]
+        projected = layers if route == "lal" and kind != "shared" else ()
         self.layer_projections = nn.ModuleDict(
-            {str(layer): LayerProjection(model_width, kind) for layer in projected}
+            {str(layer): LayerProjection(shape.width, kind) for layer in projected}
+        )
+        self.blocks = nn.ModuleDict(
+            {
+                str(layer): GatedCrossAttention(
+                    shape.width, n_heads=shape.n_heads, head_dim=shape.head_dim
+                )
+                for layer in (layers if route == "xattn" else ())
+            }
         )
 
     def forward(self, features: PackedFeatures | None) -> Tensor:
@@ -102,25 +115,26 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.llm: Any = (
             llm if llm is not None else AutoModelForCausalLM.from_config(config.llm_config)
         )
-        n_layers = config.llm_config.num_hidden_layers
+        lal.install(self.llm)
+        shape = DecoderShape.of(config.llm_config)
         layers = {
-            name: _check_stream(name, spec, n_layers) for name, spec in config.streams.items()
+            name: _check_stream(name, spec, shape.n_layers) for name, spec in config.streams.items()
         }
         self.streams = nn.ModuleDict(
             {
-                name: AudioStream(
-                    spec, model_width=config.llm_config.hidden_size, layers=layers[name]
-                )
+                name: AudioStream(spec, shape=shape, layers=layers[name])
                 for name, spec in config.streams.items()
             }
         )
-        lal.install(self.llm)
         lal_streams = [name for name in config.streams if self._route(name) == "lal"]
         self._streams_at = tuple(
             tuple(name for name in lal_streams if layer in layers[name])
-            for layer in range(n_layers)
+            for layer in range(shape.n_layers)
         )
+        xattn.install(self.llm.get_decoder().layers, self._blocks_at())
         self.post_init()
+        if config.lora:  # last, for post_init would give B random weights
+            adapters.add(self.llm, config.lora)
 
     @classmethod
     def from_llm(
@@ -129,10 +143,11 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         *,
         streams: Mapping[str, Mapping[str, Any]] | None = None,
         dtype: torch.dtype = torch.float32,
-        attention_backend: str = "auto",
-        template: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> PalModel:
         """A PalModel around a pretrained LLM (folder, hub name or module) with fresh connectors.
+
+        options: further fields of `PalConfig`.
 
         Raises:
             ModelError: the LLM cannot be loaded or its family is not supported.
@@ -142,8 +157,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         config = PalConfig(
             llm_config=llm.config,
             streams={name: dict(spec) for name, spec in (streams or {}).items()},
-            attention_backend=attention_backend,
-            template=dict(template or {}),
+            **options,
         )
         model = cls(config, llm=llm)
         model.streams.to(dtype)  # a partitioned bf16 LLM with float32 connectors dies in DeepSpeed
@@ -157,6 +171,17 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             ModelError: its weights are not all there, or not those of its configuration.
         """
         return load_whole(super().from_pretrained, folder, *args, **options)
+
+    def add_adapters(self, lora: Mapping[str, Any]) -> None:
+        """Put LoRA adapters into the LLM, which at first change nothing. lora: as in `PalConfig`.
+
+        Raises:
+            ModelError: the model has some already, or not the modules that they are for.
+        """
+        if self.config.lora:
+            raise ModelError("the model has adapters already: merge them first (tools/export.py)")
+        adapters.add(self.llm, lora)
+        self.config.lora = dict(lora)
 
     # ---- forward ---------------------------------------------------------------------------------
 
@@ -195,7 +220,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             features = batch.features.get(name)
             n_frames = np.zeros(batch.n_clips, np.int64) if features is None else features.n_frames
             tokens[self._route(name)][name] = self.n_audio_tokens(n_frames, name)
-        return Layout(batch, lal=tokens["lal"], plits=tokens["plits"])
+        return Layout(batch, **tokens, plits_sees_lal=self.config.plits_sees_lal)
 
     def n_audio_tokens(self, n_frames: IntArray, stream: str) -> IntArray:
         """Audio tokens of clips that have `n_frames` frames in `stream`."""
@@ -236,14 +261,14 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def _context(
         self, layout: Layout, audio: Mapping[str, Tensor], cache: ConversationCache | None
-    ) -> lal.PackedContext:
+    ) -> PackedContext:
         device = self.llm.get_input_embeddings().weight.device
         n_keys = {name: len(states) for name, states in audio.items()}
         decoder = self.llm.get_decoder()
-        return lal.PackedContext(
+        return PackedContext(
             streams_at=self._streams_at,
             plans={
-                names: lal.DevicePlan.of(layout.attention_plan(names, n_keys), device)
+                names: DevicePlan.of(layout.attention_plan(names, n_keys), device)
                 for names in set(self._streams_at)
             },
             audio={
@@ -252,6 +277,13 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 if self._route(name) == "lal"
             },
             layers=decoder.layers,
+            blocks=self._blocks_at(),
+            cross={
+                name: self._cross_audio(name, audio[name], layout)
+                for name in self.streams
+                if self._route(name) == "xattn"
+            },
+            checkpointed=self.training and self.llm.is_gradient_checkpointing,
             span=int(layout.end_positions.max(initial=0)),
             backend=self.config.attention_backend,
             cache=cache,
@@ -265,6 +297,23 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         cos, sin = rotary(states_AD, torch.from_numpy(positions).to(states_AD.device)[None])
         stream: Any = self.streams[name]
         return lal.AudioStates(states_AD, (cos, sin), dict(stream.layer_projections.items()))
+
+    def _cross_audio(self, name: str, states_AD: Tensor, layout: Layout) -> CrossAudio:
+        positions = layout.positions_in_clip(name)
+        if len(positions) < len(states_AD):  # the dummy of a stream without audio
+            positions = np.arange(len(states_AD))
+        table = sinusoids(int(positions.max()) + 1, states_AD.shape[1], states_AD)
+        plan = DevicePlan.of(layout.cross_plan(name), states_AD.device)
+        index = torch.from_numpy(positions).to(states_AD.device)
+        return CrossAudio(states_AD, table.index_select(0, index), plan)
+
+    def _blocks_at(self) -> BlocksAt:
+        blocks: dict[int, dict[str, Any]] = {}
+        streams: Any = self.streams
+        for name, stream in streams.items():
+            for layer, block in stream.blocks.items():
+                blocks.setdefault(int(layer), {})[name] = block
+        return blocks
 
     def _route(self, name: str) -> str:
         return str(self.config.streams[name]["route"])
@@ -330,7 +379,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             position_ids=cache.next_positions[:, None],
             past_key_values=cache,
             use_cache=True,
-            pal=lal.DecodeContext(cache, self.config.attention_backend),
+            pal=DecodeContext(cache, self.config.attention_backend, self._blocks_at()),
         )
         cache.advance()
         return CausalLMOutputWithPast(logits=out.logits, past_key_values=cache)

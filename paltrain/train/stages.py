@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "norms": ("llm.*norm.weight", "llm.*norm.bias"),
     "embeddings": ("llm.*embed_tokens.*",),
     "head": ("llm.lm_head.*",),
+    "lora": ("llm.*.lora_*",),
 }
 
 
@@ -101,6 +102,8 @@ def _why_nothing(pattern: str, names: list[str]) -> str:
         )
     if pattern == "head":
         return "'head' matches nothing: it is tied to the embeddings here, so name 'embeddings'"
+    if pattern == "lora":
+        return "'lora' matches nothing: the model has no adapters; set model.lora.rank, e.g. to 8"
     if pattern == "connectors":
         return "'connectors' matches nothing: the model has no audio streams (`model.streams`)"
     near = get_close_matches(pattern, [*GROUPS, *names], n=3, cutoff=0.4)

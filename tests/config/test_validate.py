@@ -120,7 +120,7 @@ def test_a_value_that_cannot_work_is_named_with_its_remedy(words, key, sentence)
         (
             {"connector": {"type": "resampler", "hidden_width": 30}},
             "connector.n_heads",
-            "must divide the resampler's width 30, is 8",
+            "must divide the width 30 of the learned queries, is 8",
         ),
     ],
 )

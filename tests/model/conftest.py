@@ -64,9 +64,17 @@ def pal(llm: Any, streams: Mapping[str, Any], **options: Any) -> PalModel:
     torch.manual_seed(1)
     model = PalModel.from_llm(llm, streams=streams, dtype=torch.float64, **options).eval()
     with torch.no_grad():
-        for parameter in model.streams.parameters():
-            parameter.normal_(std=0.5)
+        for name, parameter in model.named_parameters():
+            if name.startswith("streams.") or ".lora_" in name:
+                parameter.normal_(std=0.5)
     return model
+
+
+def pal_of(llm: Any, form: Mapping[str, Any]) -> PalModel:
+    """The same of a form in `tests.model.forms`."""
+    options = {key: value for key, value in form.items() if key != "streams"}
+    model = pal(llm, form["streams"], **options)
+    return model.requires_grad_(True)  # peft freezes what adapters stand beside
 
 
 class Forest:
@@ -83,10 +91,12 @@ class Forest:
         self.builder.add_targets(piece, np.arange(n_tokens) > 0)
         return piece
 
-    def clip(self, n_frames: int, parent: int) -> int:
-        for name in self.streams:
-            self.values[name].append(self.rng.normal(size=(n_frames, WIDTH)))
-        return self.builder.add_clip(dict.fromkeys(self.streams, n_frames), parent)
+    def clip(self, n_frames: int, parent: int, **of_stream: int) -> int:
+        """A clip with n_frames in every stream but those that say otherwise."""
+        frames = {name: of_stream.get(name, n_frames) for name in self.streams}
+        for name, n in frames.items():
+            self.values[name].append(self.rng.normal(size=(n, WIDTH)))
+        return self.builder.add_clip(frames, parent)
 
     def build(self) -> Batch:
         features = {

@@ -1,9 +1,9 @@
-"""An independent reference for LAL and PLITS: one conversation, one dense mask, the decoder written
+"""An independent reference for all routes: one conversation, one dense mask, the decoder written
 out.
 
 It shares no code with `paltrain.model`: tokens of all kinds stand in one sequence in position
 order; a place of LAL audio takes its keys and values from P_l of the connector's output at every
-layer; a mask says who sees whom.
+layer; a mask says who sees whom. Cross-attended audio stands beside the sequence.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from paltrain.batch import Batch
+from paltrain.batch import Batch, PackedFeatures
 
 
 def conversation_logits(model: Any, batch: Batch, leaf: int) -> Tensor:
     """(text tokens on the path to `leaf`, V), pieces from the root on."""
     states, kinds = tokens_of(model, batch, leaf)
-    hidden = decode(model, states, kinds)
+    hidden = decode(model, states, kinds, crossed_by(model, batch, leaf))
     is_text = torch.tensor([kind == "text" for kind in kinds])
     return hidden[is_text] @ model.llm.lm_head.weight.T
 
@@ -41,29 +42,100 @@ def tokens_of(model: Any, batch: Batch, leaf: int) -> tuple[Tensor, list[str]]:
             kinds += ["text"] * len(text_of[piece])
             continue
         for name in order:
-            features = batch.features[name]
-            frames = features.values.split(features.n_frames.tolist())[clips.index(piece)]
-            states.append(connect(model.streams[name].connector, frames))
+            states.append(tokens_of_clip(model, batch, name, clips.index(piece)))
             kinds += [name] * len(states[-1])
     return torch.cat(states), kinds
 
 
+def tokens_of_clip(model: Any, batch: Batch, name: str, clip: int) -> Tensor:
+    features = batch.features[name]
+    frames = features.values.split(features.n_frames.tolist())[clip]
+    return connect(model.streams[name].connector, frames)
+
+
+Crossed = dict[str, tuple[Tensor, Tensor]]
+
+
+def crossed_by(model: Any, batch: Batch, leaf: int) -> Crossed:
+    """By stream of cross-attention: its audio tokens (A, D), and from which position of the sequence
+    on each is heard (A,)."""
+    clips = [p for p in range(len(batch.parent)) if batch.is_clip[p]]
+    streams = model.config.streams
+    crossed: Crossed = {}
+    for name in (s for s in streams if streams[s]["route"] == "xattn"):
+        tokens, since, n_before = [], [], 0
+        for piece in batch.path(leaf):
+            n_before += int(batch.n_tokens[piece])
+            if not batch.is_clip[piece]:
+                continue
+            clip = clips.index(piece)
+            tokens.append(tokens_of_clip(model, batch, name, clip))
+            since += [n_before] * len(tokens[-1])
+            inside = (s for s in streams if streams[s]["route"] != "xattn")
+            n_before += sum(len(tokens_of_clip(model, batch, s, clip)) for s in inside)
+        if tokens:
+            crossed[name] = (torch.cat(tokens), torch.tensor(since))
+    return crossed
+
+
+def sinusoids_of(since: Tensor, width: int) -> Tensor:
+    """Places within each clip: the count starts again where `since` changes."""
+    places, before = [], None
+    for mark in since.tolist():
+        places.append(places[-1] + 1 if mark == before else 0)
+        before = mark
+    rates = 10000.0 ** (-torch.arange(0, width, 2).double() / width)
+    angles = torch.tensor(places)[:, None].double() * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def cross(block: Any, x: Tensor, tokens: Tensor, since: Tensor, n_heads: int) -> Tensor:
+    """Flamingo's gated block, for the rows behind a clip."""
+    audio = block.norm_audio(tokens) + sinusoids_of(since, x.shape[1])
+    visible = torch.arange(len(x))[:, None] >= since
+    hears = visible.any(1)
+    rows, visible = block.norm_rows(x[hears]), visible[hears]
+    heads = []
+    for q, k, v in zip(
+        *(
+            (states @ getattr(block, f"{which}_proj").weight.T).chunk(n_heads, dim=1)
+            for which, states in (("q", rows), ("k", audio), ("v", audio))
+        ),
+        strict=True,
+    ):
+        scores = (q @ k.T / math.sqrt(q.shape[1])).masked_fill(~visible, -math.inf)
+        heads.append(torch.softmax(scores, dim=-1) @ v)
+    y = x[hears] + block.attention_gate.tanh() * (torch.cat(heads, 1) @ block.o_proj.weight.T)
+    hidden = torch.nn.functional.gelu(block.norm_ffn(y) @ block.up.weight.T)
+    out = x.clone()
+    out[hears] = y + block.ffn_gate.tanh() * (hidden @ block.down.weight.T)
+    return out
+
+
 def connect(connector: Any, frames: Tensor) -> Tensor:
-    """The MLP connector with frame stacking."""
+    """The MLP connector with frame stacking, written out; others clip by clip by their module
+    (tests/model/test_connectors.py looks at those)."""
+    if not hasattr(connector, "frame_stack"):
+        return connector(PackedFeatures(frames, np.array([len(frames)])))
     stack = connector.frame_stack
     frames = torch.cat([frames, frames.new_zeros(-len(frames) % stack, frames.shape[1])])
     hidden = frames.reshape(len(frames) // stack, -1) @ connector.up.weight.T + connector.up.bias
     return torch.nn.functional.gelu(hidden) @ connector.down.weight.T + connector.down.bias
 
 
-def decode(model: Any, x: Tensor, kinds: list[str]) -> Tensor:
+def decode(model: Any, x: Tensor, kinds: list[str], crossed: Crossed) -> Tensor:
     """x: (positions, D). Returns the final hidden states; at LAL places they mean nothing."""
     z, n = x, len(kinds)
     streams = model.config.streams
     lal = {name for name in streams if streams[name]["route"] == "lal"}
     is_lal = torch.tensor([kind in lal for kind in kinds])[:, None]
     decoder = model.llm.get_decoder()
+    plits = [k for k in streams if streams[k]["route"] == "plits"]
     for number, layer in enumerate(decoder.layers):
+        for name, (tokens, since) in crossed.items():
+            if number in reach(streams[name]["layers"], len(decoder.layers)):
+                block = model.streams[name].blocks[str(number)]
+                x = cross(block, x, tokens, since, model.llm.config.num_attention_heads)
         heard = torch.stack(
             [p_l(model, kind, number, state) for kind, state in zip(kinds, z, strict=True)]
         )
@@ -74,6 +146,9 @@ def decode(model: Any, x: Tensor, kinds: list[str]) -> Tensor:
             ]
         )
         visible = torch.ones(n, n, dtype=torch.bool).tril() & present
+        if not model.config.plits_sees_lal:
+            of_plits = torch.tensor([kind in plits for kind in kinds])
+            visible &= ~(of_plits[:, None] & is_lal[:, 0])
         source = layer.input_layernorm(torch.where(is_lal, heard, x))
         x = x + attention(layer.self_attn, source, visible, model.llm.config)
         x = x + layer.mlp(layer.post_attention_layernorm(x))
@@ -89,7 +164,9 @@ def p_l(model: Any, kind: str, layer: int, state: Tensor) -> Tensor:
 def reach(layers: Any, n_layers: int) -> range | list[int]:
     if layers == "all":
         return range(n_layers)
-    return range(layers["start"], n_layers) if isinstance(layers, dict) else layers
+    if isinstance(layers, dict):
+        return range(layers.get("start", 0), n_layers, layers.get("every", 1))
+    return layers
 
 
 def attention(module: Any, x: Tensor, visible: Tensor, config: Any) -> Tensor:

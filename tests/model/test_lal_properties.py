@@ -1,4 +1,5 @@
-"""The six properties of LAL, in float64 on tiny random decoders."""
+"""The six properties of LAL for every form that uses it, in float64 on tiny random decoders; what
+holds of the other forms, too, is tested with them."""
 
 from __future__ import annotations
 
@@ -15,21 +16,12 @@ from paltrain.batch import Batch, BatchBuilder
 from paltrain.errors import ModelError
 from paltrain.model.attention import resolve_backend
 from paltrain.model.modeling import PalModel
-from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
+from tests.model.conftest import Forest, mixed_batch, pal_of, tiny_llm
 from tests.model.dense import conversation_logits
+from tests.model.forms import FORMS, PAPER, WITH_LAL, model_of, streams_of
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # RMSNorm and RoPE compute in float32 inside the families
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-
-FORMS: dict[str, dict[str, Any]] = {
-    "lal": {"a": stream("lal")},
-    "plits": {"a": stream("plits")},
-    "lal_delayed": {"a": stream("lal", layers={"start": 2})},
-    "lal_linear": {"a": stream("lal", layers=[0, 2], layer_projection="linear")},
-    "lal_mlp": {"a": stream("lal", layer_projection="mlp")},
-    "ensemble": {"a": stream("lal"), "b": stream("lal", layers=[1])},
-    "pal": {"b": stream("plits"), "a": stream("lal", layers={"start": 1})},
-}
 
 
 def text_rows(batch: Batch, leaf: int) -> torch.Tensor:
@@ -42,36 +34,75 @@ def text_rows(batch: Batch, leaf: int) -> torch.Tensor:
 # ---- 1: without audio, the untouched model -------------------------------------------------------
 
 
-def test_without_audio_the_logits_are_those_of_the_untouched_model(family: str) -> None:
+@pytest.mark.parametrize("form", [form for form in PAPER if "lora" not in form])
+def test_without_audio_the_logits_are_those_of_the_untouched_model(family: str, form: str) -> None:
     untouched = tiny_llm(family)
-    model = pal(copy.deepcopy(untouched), FORMS["lal"])
+    model = pal_of(copy.deepcopy(untouched), FORMS[form])
+    batch = text_alone()
+    torch.testing.assert_close(model.text_logits(batch), plain_logits(untouched, batch), **CLOSE)
+    assert model.get_input_embeddings().num_embeddings == untouched.config.vocab_size
+
+
+def test_without_audio_the_logits_are_those_of_the_llm_with_its_adapters(family: str) -> None:
+    """Whose adapters are merged here by their definition, W + B A alpha / rank."""
+    untouched = tiny_llm(family)
+    model = pal_of(copy.deepcopy(untouched), FORMS["lora_lal"])
+    lora, batch = FORMS["lora_lal"]["lora"], text_alone()
+    weights, n_merged = dict(model.named_parameters()), 0
+    with torch.no_grad():
+        for name, parameter in untouched.named_parameters():
+            stem = f"llm.{name.removesuffix('.weight')}"
+            if f"{stem}.lora_A.default.weight" in weights:
+                a, b = (weights[f"{stem}.lora_{which}.default.weight"] for which in "AB")
+                parameter.add_(b @ a * lora["alpha"] / lora["rank"])
+                n_merged += 1
+    assert n_merged == 3 * len(lora["target_modules"])
+    torch.testing.assert_close(model.text_logits(batch), plain_logits(untouched, batch), **CLOSE)
+
+
+def text_alone() -> Batch:
     forest = Forest()
     for n_tokens in (5, 1, 9):
         forest.text(n_tokens)
-    batch = forest.build()
+    return forest.build()
+
+
+def plain_logits(llm: Any, batch: Batch) -> torch.Tensor:
     runs = batch.token_ids.split(batch.n_tokens.tolist())
-    expected = torch.cat([untouched(run[None]).logits[0] for run in runs])
-    torch.testing.assert_close(model.text_logits(batch), expected, **CLOSE)
-    assert model.get_input_embeddings().num_embeddings == untouched.config.vocab_size
+    return torch.cat([llm(run[None]).logits[0] for run in runs])
 
 
 # ---- 2: one layer, LAL = PLITS -------------------------------------------------------------------
 
 
-def test_with_one_layer_lal_equals_plits(family: str) -> None:
-    llm = tiny_llm(family, n_layers=1)
-    lal = pal(copy.deepcopy(llm), FORMS["lal"])
-    plits = pal(copy.deepcopy(llm), FORMS["plits"])
-    batch = mixed_batch()
+@pytest.mark.parametrize("form", WITH_LAL)
+def test_with_one_layer_lal_equals_plits(family: str, form: str) -> None:
+    lal, plits, streams = twins(form, family, n_layers=1)
+    batch = mixed_batch(streams)
     torch.testing.assert_close(lal.text_logits(batch), plits.text_logits(batch), **CLOSE)
 
 
-def test_with_two_layers_lal_differs_from_plits() -> None:
+@pytest.mark.parametrize("form", WITH_LAL)
+def test_with_two_layers_lal_differs_from_plits(form: str) -> None:
     """Or the test above would compare nothing."""
-    llm = tiny_llm("llama", n_layers=2)
-    lal, plits = (pal(copy.deepcopy(llm), FORMS[form]) for form in ("lal", "plits"))
-    batch = mixed_batch()
+    lal, plits, streams = twins(form, "llama", n_layers=2)
+    batch = mixed_batch(streams)
     assert (lal.text_logits(batch) - plits.text_logits(batch)).abs().max() > 1e-3
+
+
+def twins(form: str, family: str, *, n_layers: int) -> tuple[PalModel, PalModel, tuple[str, ...]]:
+    """A form and the same with all streams by PLITS, of the same weights, in the order of
+    positions."""
+    streams = FORMS[form]["streams"]
+    if n_layers == 1:
+        streams = {name: {**spec, "layers": "all"} for name, spec in streams.items()}
+    order = sorted(streams, key=lambda name: streams[name]["route"] == "plits")
+    by_plits = {name: {**streams[name], "route": "plits", "layers": "all"} for name in order}
+    llm = tiny_llm(family, n_layers=n_layers)
+    lal = pal_of(copy.deepcopy(llm), FORMS[form] | {"streams": streams})
+    plits = pal_of(llm, FORMS[form] | {"streams": by_plits})
+    plits.load_state_dict(lal.state_dict())
+    return lal, plits, tuple(streams)
 
 
 # ---- 3: a dense reference ------------------------------------------------------------------------
@@ -79,18 +110,18 @@ def test_with_two_layers_lal_differs_from_plits() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_equal_the_dense_reference(family: str, form: str) -> None:
-    model = pal(tiny_llm(family), FORMS[form])
-    batch = mixed_batch(tuple(FORMS[form]))
+    model = model_of(form, family)
+    batch = mixed_batch(streams_of(form))
     logits = model.text_logits(batch)
     for leaf in batch.leaves:
         expected = conversation_logits(model, batch, int(leaf))
         torch.testing.assert_close(logits[text_rows(batch, int(leaf))], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("form", ["lal", "plits", "pal", "lal_mlp"])
+@pytest.mark.parametrize("form", FORMS)
 def test_gradients_equal_the_dense_reference(family: str, form: str) -> None:
-    model = pal(tiny_llm(family), FORMS[form])
-    forest = Forest(streams=tuple(FORMS[form]))
+    model = model_of(form, family)
+    forest = Forest(streams=streams_of(form))
     forest.text(6, forest.clip(7, forest.text(3)))
     batch = forest.build()
     leaf = int(batch.leaves[0])
@@ -107,8 +138,9 @@ def test_gradients_equal_the_dense_reference(family: str, form: str) -> None:
         torch.testing.assert_close(packed[name], dense[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_text_before_a_clip_is_blind_to_it_and_text_behind_hears_it(family: str) -> None:
-    model = pal(tiny_llm(family), FORMS["lal"])
+@pytest.mark.parametrize("form", ["lal", "flamingo"])
+def test_text_before_a_clip_is_blind_to_it_and_text_behind_hears_it(family: str, form: str) -> None:
+    model = model_of(form, family)
     batch = mixed_batch()
     louder = replace(
         batch,
@@ -127,26 +159,30 @@ def test_text_before_a_clip_is_blind_to_it_and_text_behind_hears_it(family: str)
 # ---- 4: packing invariance -----------------------------------------------------------------------
 
 
-def question_batch(conversations: list[list[int]]) -> Batch:
+def question_batch(conversations: list[list[int]], streams: tuple[str, ...]) -> Batch:
     """Conversations about clip 0, 1, ...: lists of questions; equal numbers, equal tokens."""
-    builder, values = BatchBuilder(), []
+    builder: BatchBuilder = BatchBuilder()
+    values: dict[str, list[np.ndarray]] = {name: [] for name in streams}
     for questions in conversations:
         clip_number = questions[0] // 10
         rng = np.random.default_rng(clip_number)
         trunk = builder.add_text(rng.integers(3, 97, 4))
-        frames = rng.normal(size=(5 + clip_number, 6))
-        values.append(frames)
-        clip = builder.add_clip({"a": len(frames)}, trunk)
+        n_frames = {name: 5 + clip_number + place for place, name in enumerate(streams)}
+        for name, n in n_frames.items():
+            values[name].append(rng.normal(size=(n, 6)))
+        clip = builder.add_clip(n_frames, trunk)
         for question in questions:
             tokens = np.random.default_rng(100 + question).integers(3, 97, 3 + question % 4)
             piece = builder.add_text(tokens, clip)
             builder.add_targets(piece, np.arange(len(tokens)) > 0)
-    return builder.build({"a": torch.from_numpy(np.concatenate(values))})
+    return builder.build(
+        {name: torch.from_numpy(np.concatenate(each)) for name, each in values.items()}
+    )
 
 
-@pytest.mark.parametrize("form", ["lal", "plits"])
+@pytest.mark.parametrize("form", FORMS)
 def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> None:
-    model = pal(tiny_llm(family), FORMS[form])
+    model = model_of(form, family)
 
     def total(batches: list[Batch]) -> dict[str, torch.Tensor]:
         model.zero_grad()
@@ -155,14 +191,17 @@ def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> N
         gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         return {"loss": loss.detach(), **gradients}
 
-    alone = total([question_batch([[q]]) for q in (0, 1, 2, 10, 11, 20)])
+    def question(conversations: list[list[int]]) -> Batch:
+        return question_batch(conversations, streams_of(form))
+
+    alone = total([question([[q]]) for q in (0, 1, 2, 10, 11, 20)])
     arrangements = {
-        "packed apart": [question_batch([[0], [1], [2], [10], [11], [20]])],
-        "another order": [question_batch([[20], [11], [0], [10], [2], [1]])],
-        "questions of a clip together": [question_batch([[0, 1, 2], [10, 11], [20]])],
+        "packed apart": [question([[0], [1], [2], [10], [11], [20]])],
+        "another order": [question([[20], [11], [0], [10], [2], [1]])],
+        "questions of a clip together": [question([[0, 1, 2], [10, 11], [20]])],
         "some together, two batches": [
-            question_batch([[2, 0], [20]]),
-            question_batch([[11, 10], [1]]),
+            question([[2, 0], [20]]),
+            question([[11, 10], [1]]),
         ],
     }
     for name, batches in arrangements.items():
@@ -175,10 +214,10 @@ def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> N
 # ---- 5: cached decoding --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["lal", "plits", "lal_delayed", "pal"])
+@pytest.mark.parametrize("form", FORMS)
 def test_cached_decoding_equals_the_full_forward_token_by_token(family: str, form: str) -> None:
-    model = pal(tiny_llm(family), FORMS[form])
-    streams = tuple(FORMS[form])
+    model = model_of(form, family)
+    streams = streams_of(form)
 
     def forest(answers: list[list[int]]) -> Batch:
         """Two questions about one clip, one about a longer one, text alone; answers so far."""
@@ -204,8 +243,11 @@ def test_cached_decoding_equals_the_full_forward_token_by_token(family: str, for
         assert logits[last].argmax(-1).tolist() == [tokens[step] for tokens in generated]
 
 
-def test_sampling_beams_and_several_answers_a_prompt_run_through_transformers_generate() -> None:
-    model = pal(tiny_llm("llama"), FORMS["lal_delayed"])
+@pytest.mark.parametrize("form", ["lal_delayed", "flamingo"])
+def test_sampling_beams_and_several_answers_a_prompt_run_through_transformers_generate(
+    form: str,
+) -> None:
+    model = model_of(form)
     batch = mixed_batch()
     options = {"max_new_tokens": 4, "eos_token_id": None, "pad_token_id": 0}
     n = len(batch.leaves)
@@ -252,42 +294,53 @@ def flops_by_module(model: PalModel, batch: Batch) -> dict[str, int]:
     }
 
 
-def test_audio_costs_no_flop_in_q_proj_o_proj_or_ffn() -> None:
-    def question(n_frames: int) -> Batch:
-        forest = Forest()
-        forest.text(6, forest.clip(n_frames, forest.text(3)))
-        return forest.build()
+def one_question(form: str, n_frames: int) -> Batch:
+    """A clip with so many frames in the streams that enter by LAL or as summary, 2 in others."""
+    streams = FORMS[form]["streams"]
+    grows = {s for s in streams if streams[s]["route"] == "lal" or is_summary(streams[s])}
+    forest = Forest(streams=streams_of(form))
+    clip = forest.clip(2, forest.text(3), **dict.fromkeys(grows, n_frames))
+    forest.text(6, clip)
+    return forest.build()
 
-    model = pal(tiny_llm("llama"), FORMS["lal"])
-    short, long = (flops_by_module(model, question(n)) for n in (2, 200))
+
+def is_summary(spec: dict[str, Any]) -> bool:
+    return bool(spec["connector"]["type"] == "summary")
+
+
+@pytest.mark.parametrize("form", WITH_LAL)
+def test_audio_costs_no_flop_in_q_proj_o_proj_or_ffn(form: str) -> None:
+    model = model_of(form)
+    short, long = (flops_by_module(model, one_question(form, n)) for n in (2, 200))
     for layer in range(3):
         for module in ("self_attn.q_proj", "self_attn.o_proj", "mlp"):
             name = f"llm.model.layers.{layer}.{module}"
             assert short[name] == long[name] > 0, name
         name = f"llm.model.layers.{layer}.self_attn.k_proj"
-        assert long[name] > short[name]
+        takes = form != "lal_delayed" or layer > 0
+        assert (long[name] > short[name]) == takes
 
 
-def test_audio_saves_no_activation_in_q_proj_o_proj_or_ffn() -> None:
-    model = pal(tiny_llm("llama"), FORMS["lal"])
+@pytest.mark.parametrize("form", WITH_LAL)
+def test_audio_saves_no_activation_in_q_proj_o_proj_or_ffn(form: str) -> None:
+    model = model_of(form)
     saved: list[torch.Size] = []
     hooks = [
         module.register_forward_hook(lambda _m, inputs, _out: saved.append(inputs[0].shape))
-        for name, module in model.named_modules()
+        for name, module in model.llm.named_modules()
         if name.endswith(("q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
     ]
-    forest = Forest()
-    forest.text(6, forest.clip(200, forest.text(3)))
-    model(forest.build()).loss_sum.backward()
+    model(one_question(form, 200)).loss_sum.backward()
     for hook in hooks:
         hook.remove()
+    n_plits = {"pal": 1, "pal_unified": 3}.get(form, 0)
     assert len(saved) == 15
-    assert {shape[1] for shape in saved} == {9}
+    assert {shape[1] for shape in saved} == {9 + n_plits}
 
 
 def test_a_stream_without_audio_runs_its_modules_and_gets_zero_gradient() -> None:
-    for form in ("lal", "plits", "pal", "lal_mlp"):
-        model = pal(tiny_llm("llama"), FORMS[form])
+    for form in FORMS:
+        model = model_of(form)
         forest = Forest()
         forest.text(6)
         batch = forest.build()
@@ -299,7 +352,7 @@ def test_a_stream_without_audio_runs_its_modules_and_gets_zero_gradient() -> Non
 
 def test_the_dummy_batch_reaches_every_parameter_with_zero_gradient() -> None:
     for form in FORMS:
-        model = pal(tiny_llm("qwen3"), FORMS[form])
+        model = model_of(form, "qwen3")
         model(model.dummy_batch()).loss_sum.backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, (form, name)
@@ -308,7 +361,7 @@ def test_the_dummy_batch_reaches_every_parameter_with_zero_gradient() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["flash_attn", "torch"])
-@pytest.mark.parametrize("form", ["lal", "plits", "pal"])
+@pytest.mark.parametrize("form", ["lal", "plits", "pal", "flamingo"])
 def test_bf16_kernels_on_cuda_follow_the_float32_reference(
     family: str, form: str, backend: str
 ) -> None:
@@ -319,8 +372,8 @@ def test_bf16_kernels_on_cuda_follow_the_float32_reference(
     except ModelError as error:
         pytest.skip(str(error))
     llm = tiny_llm(family, hidden_size=128, head_dim=64, num_attention_heads=2)
-    batch = mixed_batch(tuple(FORMS[form])).to("cuda")
-    reference = pal(llm, FORMS[form], attention_backend="sdpa").to("cuda").float()
+    batch = mixed_batch(streams_of(form)).to("cuda")
+    reference = pal_of(llm, FORMS[form] | {"attention_backend": "sdpa"}).to("cuda").float()
     ours = copy.deepcopy(reference).to(torch.bfloat16)
     ours.config.attention_backend = backend
     expected, loss = (model(batch).loss_sum for model in (reference, ours))

@@ -1,0 +1,36 @@
+"""LoRA adapters of the LLM's products, by peft: LAL is no PEFT method, and combines with one.
+
+LAL calls the LLM's own key and value projections, so their adapters work on audio as on text.
+Parameters get peft's names (`...q_proj.base_layer.weight`, `...q_proj.lora_A.default.weight`), and
+a stage's group `lora` names the adapters. B starts at zero: at first nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from paltrain.errors import ModelError
+
+
+def add(llm: nn.Module, lora: Mapping[str, Any]) -> None:
+    """Put adapters into `llm`. lora: rank, alpha, target_modules (names of its Linear modules).
+
+    Raises:
+        ModelError: a target that the LLM has not, or that is no product.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = list(lora["target_modules"])
+    linear = {
+        name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear)
+    }
+    if unknown := [name for name in targets if name not in linear]:
+        raise ModelError(
+            f"lora.target_modules names {', '.join(unknown)}, which the LLM has not; it has "
+            f"{', '.join(sorted(linear))}"
+        )
+    config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets)
+    inject_adapter_in_model(config, llm)
