@@ -1,9 +1,12 @@
 """Write a trained model as a `transformers` folder of its own, and check that it loads.
 
     python tools/export.py runs/quickstart/lal_stage2 --out exported/lal
+    python tools/export.py runs/quickstart/lal_stage2 --card-only
 
-The folder holds weights, configuration, tokenizer and chat template; read it with
-`paltrain.PalModel.from_pretrained` and `paltrain.PalProcessor.from_pretrained`.
+The folder holds weights, configuration, tokenizer, chat template and a model card (README.md) that
+says what the model is, how it was trained, and what the evaluations in RUN/eval gave; read it with
+`paltrain.PalModel.from_pretrained` and `paltrain.PalProcessor.from_pretrained`. --card-only writes
+the card in the run's own model folder again, after an evaluation, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +21,17 @@ from paltrain.cli import main_guard
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
-    from paltrain.eval.export import export_model
+    from paltrain.eval.export import export_model, renew_card
 
-    n_parameters = export_model(arguments.run, out=arguments.out, dtype=arguments.dtype)
+    if arguments.card_only:
+        print(f"wrote {renew_card(arguments.run)}")
+        return
+    n_parameters = export_model(
+        arguments.run,
+        out=arguments.out,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+    )
     print(f"wrote {arguments.out} ({n_parameters:,} parameters; loads)")
 
 
@@ -29,9 +40,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", metavar="RUN", help="a finished run's folder, or an exported model")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="DIR", help="new or empty")
+    what.add_argument("--card-only", action="store_true", help="only RUN's model card")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], help="default: as the run trained"
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        default="5GB",
+        metavar="SIZE",
+        help="of a safetensors file (default 5GB); a larger model has several",
     )
     return parser.parse_args(argv)
 

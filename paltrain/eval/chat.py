@@ -1,40 +1,69 @@
-"""One question about some recordings, answered."""
+"""Questions about recordings, one alone or several in turn from a terminal or a pipe."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from paltrain.errors import PaltrainError
+from paltrain.model.card import STREAM_HEADER, stream_rows
+from paltrain.model.conversation import Conversation
 from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
 
+AUDIO_COMMAND, FORGET_COMMAND = "/audio", "/new"
+HOW_TO = (
+    f"one question a line; {AUDIO_COMMAND} FILE: the next one is about this recording, too; "
+    f"{FORGET_COMMAND}: forget all; the end of input (Ctrl-D) ends"
+)
 
-def ask(
-    model: PalModel,
-    *,
-    folder: Path,
-    audio: Sequence[Path],
-    text: str,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> str:
-    """The model's answer. folder: the exported model's, which holds its tokenizer and encoders.
 
-    temperature: 0 is greedy. Raises AudioError for a recording that cannot be read.
-    """
-    processor = PalProcessor.from_pretrained(folder)
-    batch = processor([text], [list(audio)]).to(model.device)
-    torch.manual_seed(seed)
+def start_conversation(
+    model: PalModel, *, folder: Path, max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Conversation:
+    """folder: the exported model's, which holds its tokenizer and encoders. temperature: 0 is
+    greedy."""
     sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature}
-    with torch.inference_mode():
-        (tokens,) = model.generate_answers(
-            batch,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=processor.tokenizer.eos_token_id,
-            **(sampling if temperature > 0 else {}),
-        )
-    return processor.decode(tokens)
+    torch.manual_seed(seed)
+    return Conversation(
+        model,
+        PalProcessor.from_pretrained(folder),
+        max_new_tokens=max_new_tokens,
+        options=sampling if temperature > 0 else {},
+    )
+
+
+def converse(
+    conversation: Conversation, lines: Iterable[str], *, audio: Sequence[Path] = ()
+) -> None:
+    """Print an answer to every line. audio: what the first question is about.
+
+    A question that cannot be asked is said why on stderr, and the conversation goes on.
+    """
+    heard = list(audio)
+    for line in (line.strip() for line in lines):
+        command, _, name = line.partition(" ")
+        if command == FORGET_COMMAND:
+            conversation.forget()
+            heard = []
+        elif command == AUDIO_COMMAND:
+            heard.append(Path(name.strip()))
+        elif line:
+            try:
+                print(conversation.ask(line, heard), flush=True)
+            except PaltrainError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            heard = []
+
+
+def describe_streams(model: PalModel) -> str:
+    """A line for each stream: what it hears, and how many tokens that takes."""
+    rows = [dict(zip(STREAM_HEADER, row, strict=True)) for row in stream_rows(model.config)]
+    return "\n".join(
+        f"{row['stream']}: {row['features']}, {row['audio tokens']} by {row['route']}"
+        for row in rows
+    )

@@ -70,10 +70,13 @@ def model_config(folder: Path) -> PalConfig:
         ModelError: it cannot be read, or is that of a bare LLM.
     """
     try:
-        config: PalConfig = PalModel.config_class.from_pretrained(folder)
+        config: PalConfig = PalConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise _unloadable(folder, error) from error
-    if config.model_type != "pal" or not config.streams:
+        raise ModelError(
+            f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}; export it "
+            "again (tools/export.py), or let its run finish"
+        ) from error
+    if not config.streams:
         raise ModelError(f"{folder} is a bare LLM: it has no audio streams to listen with")
     return config
 
@@ -85,10 +88,7 @@ def load_model(folder: Path, *, device: str | None = None) -> PalModel:
         ModelError: it cannot be loaded, or is a bare LLM.
     """
     model_config(folder)
-    try:
-        model: PalModel = PalModel.from_pretrained(folder, dtype="auto")
-    except (OSError, ValueError) as error:
-        raise _unloadable(folder, error) from error
+    model: PalModel = PalModel.from_pretrained(folder, dtype="auto")
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
@@ -123,13 +123,6 @@ def open_streams(
         stream, _ = join_store(name, store, corpus, max_frames=limit, truncate=limit is not None)
         streams.append(stream)
     return streams
-
-
-def _unloadable(folder: Path, error: Exception) -> ModelError:
-    return ModelError(
-        f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}; export it "
-        "again (tools/export.py), or let its run finish"
-    )
 
 
 def model_hash(folder: Path) -> str:

@@ -41,8 +41,9 @@ def write_card(
     n_parameters: int,
     dtype: str,
     evaluations: Sequence[CardEvaluation] = (),
-) -> None:
-    """Write the card of the model in `folder`. config: a `PalModel`'s, without streams too."""
+) -> Path:
+    """Write the card of the model in `folder`; returns its path. config: a `PalModel`'s, also of
+    one without streams."""
     stages = list(config.stages)
     last: Mapping[str, Any] = stages[-1] if stages else {}
     card = ModelCard.from_template(
@@ -65,6 +66,7 @@ def write_card(
         evaluations=evaluations,
     )
     card.save(folder / CARD_FILE)
+    return folder / CARD_FILE
 
 
 STREAM_HEADER = ("stream", "features", "audio tokens", "route", "layers", "P_l", "connector")

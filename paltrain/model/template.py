@@ -13,7 +13,7 @@ Prompt and answer are tokenised apart, as they are when the model answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,7 @@ from paltrain.model.tokenization import template_hash
 AUDIO_PLACEHOLDER = "<|audio|>"
 
 Span = tuple[str, bool]  # text, and whether it is to be predicted
+Turns = Sequence[tuple[str, str | None]]  # (instruction, answer); an open prompt's last is None
 
 
 class ChatTemplate:
@@ -46,7 +47,7 @@ class ChatTemplate:
         if tokenizer.eos_token is None:
             raise ModelError("the tokenizer has no end token (eos_token), which ends every answer")
 
-    def render(self, turns: Sequence[tuple[str, str | None]], n_clips: int) -> RenderedQuestion:
+    def render(self, turns: Turns, n_clips: int) -> RenderedQuestion:
         """Turns of (instruction, answer) about `n_clips` clips; a last answer None leaves the
         prompt open.
 
@@ -72,7 +73,7 @@ class ChatTemplate:
                 targets[-1][1:] = True
         return self._within_budget(texts, targets)
 
-    def _spans(self, turns: Sequence[tuple[str, str | None]]) -> list[Span]:
+    def _spans(self, turns: Turns) -> list[Span]:
         """The templated conversation as prompts and answers in turn."""
         messages = [{"role": "system", "content": self.fields.system}] if self.fields.system else []
         spans: list[Span] = []
@@ -123,9 +124,32 @@ class ChatTemplate:
         return RenderedQuestion(tuple(texts), tuple(targets))
 
 
-def _with_placeholders(
-    turns: Sequence[tuple[str, str | None]], n_clips: int
-) -> list[tuple[str, str | None]]:
+def turns_of(text: str | Sequence[Mapping[str, str]], *, system: str | None = None) -> Turns:
+    """A prompt's turns from an instruction, or from a conversation's messages.
+
+    text: {"role", "content"} each: user and assistant in turn, the user first and last. A message
+    of the system at the start must say what training said (`system`).
+
+    Raises:
+        ModelError: the messages are no such conversation.
+    """
+    if isinstance(text, str):
+        return [(text, None)]
+    messages = [(message["role"], message["content"]) for message in text]
+    if messages[:1] == [("system", system)]:
+        messages = messages[1:]
+    roles = [role for role, _ in messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        told = f"the model was trained with {system!r}" if system else "it was trained without"
+        raise ModelError(
+            f"a conversation goes user, assistant, ..., user, but this one is {', '.join(roles)}: "
+            f"leave other messages out (of the system, {told})"
+        )
+    contents = [content for _, content in messages]
+    return list(zip(contents[::2], [*contents[1::2], None], strict=True))
+
+
+def _with_placeholders(turns: Turns, n_clips: int) -> list[tuple[str, str | None]]:
     """Turns that hold one placeholder a clip: where none is written, all stand before the first
     instruction."""
     written = sum(instruction.count(AUDIO_PLACEHOLDER) for instruction, _ in turns)
@@ -141,7 +165,26 @@ def _with_placeholders(
             "clip, or none"
         )
     (instruction, answer), *rest = turns
-    return [(AUDIO_PLACEHOLDER * n_clips + "\n" + instruction, answer), *rest]
+    return [(_behind_clips(instruction, n_clips), answer), *rest]
+
+
+def with_clips(instruction: str, n_clips: int) -> str:
+    """An instruction that says where its clips stand, as `render` takes it.
+
+    Raises:
+        ManifestError: it has placeholders, and another number of them.
+    """
+    written = instruction.count(AUDIO_PLACEHOLDER)
+    if written not in (0, n_clips):
+        raise ManifestError(
+            f"the instruction has {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a "
+            "clip, or none"
+        )
+    return instruction if written or not n_clips else _behind_clips(instruction, n_clips)
+
+
+def _behind_clips(instruction: str, n_clips: int) -> str:
+    return AUDIO_PLACEHOLDER * n_clips + "\n" + instruction
 
 
 def _cut_at_clips(spans: Sequence[Span]) -> list[list[Span]]:
