@@ -153,7 +153,7 @@ def build_training(
     transformers_logging.disable_progress_bar()
     comm = Comm.from_environment(timeout_s=config.engine.timeout_s)
     _seed(config.run.seed, deterministic=config.engine.deterministic)
-    parts = _make_parts(config, comm, paths, init_folder)
+    parts = make_parts(config, comm, paths, init_folder)
     model, plan = parts.model, parts.plan
     set_trainable(model, config.stage.trainable)
     flops = token_flops(model, config.logging.peak_tflops or device_peak_tflops(comm.device))
@@ -216,7 +216,7 @@ def question_texts(corpus: Corpus, split: str) -> Iterator[str]:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """What a run is made of, before anything is sharded."""
 
     tokenizer: Any
@@ -225,7 +225,8 @@ class _Parts:
     plan: DataPlan
 
 
-def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path | None) -> _Parts:
+def make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path | None) -> Parts:
+    """The run's tokenizer, model and data, as every rank has them before anything is sharded."""
     corpus, stores = _open_data(config, comm)
     tokenizer, source = _tokenizer(config, comm, corpus, paths.tokenizer, init_folder)
     render = QuestionRenderer(build_template(config, tokenizer), hears=bool(stores))
@@ -234,7 +235,7 @@ def _make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path
     _check_stamps(model, stores)
     cost = CostModel.of(visit_costs(model.config.llm_config, model.config.streams))
     plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source), cost)
-    return _Parts(tokenizer, render, model, plan)
+    return Parts(tokenizer, render, model, plan)
 
 
 def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, FeatureStore]]:
