@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out=arguments.out,
         dtype=arguments.dtype,
         max_shard_size=arguments.max_shard_size,
+        merge_adapters=arguments.merge_adapters,
     )
     print(f"wrote {arguments.out} ({n_parameters:,} parameters; loads)")
 
@@ -51,6 +52,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="5GB",
         metavar="SIZE",
         help="of a safetensors file (default 5GB); a larger model has several",
+    )
+    parser.add_argument(
+        "--merge-adapters",
+        action="store_true",
+        help="add LoRA adapters into the weights; without, they stay beside them",
     )
     return parser.parse_args(argv)
 

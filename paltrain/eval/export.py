@@ -3,6 +3,7 @@ results."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from paltrain.eval.records import BASELINE_FILE, IDENTITY_FILE, SCORES_FILE, Eva
 from paltrain.eval.runs import RunToEvaluate, load_model, model_config, model_hash
 from paltrain.eval.table import build_table
 from paltrain.log import get_logger
+from paltrain.model.adapters import merged
 from paltrain.model.card import CardEvaluation, portable, write_card
 from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
@@ -25,12 +27,19 @@ log = get_logger(__name__)
 
 
 def export_model(
-    run: str, *, out: Path, dtype: str | None = None, max_shard_size: str = "5GB"
+    run: str,
+    *,
+    out: Path,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    merge_adapters: bool = False,
 ) -> int:
     """Save model, tokenizer, template and card into `out`; returns the number of parameters.
 
-    Written beside and renamed; what was read back must equal what was saved, bit by bit. Nothing is
-    merged. max_shard_size: of a safetensors file, as '2GB'; a larger model has several.
+    Written beside and renamed; what was read back must equal what was saved, bit by bit.
+
+    max_shard_size: of a safetensors file, as '2GB'; a larger model has several. merge_adapters: add
+    LoRA adapters into the weights; without, they stay beside them.
 
     Raises:
         ModelError: there is no finished model, or `out` holds something already.
@@ -39,6 +48,8 @@ def export_model(
         raise ModelError(f"{out} is not empty: name a new folder, or remove it first")
     found = RunToEvaluate.find(run)
     model = load_model(found.model_folder, device="cpu")
+    if merge_adapters:
+        model = without_adapters(model)
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
     beside = out.with_name(out.name + ".part")
@@ -52,6 +63,23 @@ def export_model(
         out.rmdir()
     os.replace(beside, out)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def without_adapters(model: PalModel) -> PalModel:
+    """The same model with its LoRA adapters added into the weights.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not model.config.lora:
+        raise ModelError("the model has no adapters to merge: leave --merge-adapters out")
+    config = copy.deepcopy(model.config)
+    config.lora = None
+    weights = merged(model.state_dict(), model.config.lora)
+    plain: PalModel = PalModel.from_pretrained(
+        None, config=config, state_dict=weights, dtype=model.dtype
+    )
+    return plain
 
 
 def renew_card(run: str) -> Path:

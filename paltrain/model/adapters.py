@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from paltrain.errors import ModelError
 
@@ -34,3 +35,22 @@ def add(llm: nn.Module, lora: Mapping[str, Any]) -> None:
         )
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets)
     inject_adapter_in_model(config, llm)
+
+
+def merged(weights: Mapping[str, Tensor], lora: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The LLM's weights with its adapters added in, under the names of an LLM without adapters.
+
+    Each sum is taken in float32 (or better) and rounded once to the weight's own dtype.
+    """
+    out = {}
+    for name, value in weights.items():
+        module, is_base, kind = name.rpartition(".base_layer.")
+        a, b = (f"{module}.lora_{side}.default.weight" for side in "AB")
+        if is_base and kind == "weight":
+            a_RI, b_OR = (
+                weights[side].to(torch.promote_types(value.dtype, torch.float32)) for side in (a, b)
+            )
+            value = (value + lora["alpha"] / lora["rank"] * b_OR @ a_RI).to(value.dtype)
+        if ".lora_" not in name:
+            out[f"{module}.{kind}" if is_base else name] = value
+    return out

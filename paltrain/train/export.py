@@ -1,7 +1,8 @@
 """The trained model as an ordinary folder: weights, configuration, tokenizer, model card.
 
 A run without audio streams exports the bare LLM, which any `transformers` code loads; with streams
-a `PalModel`. The folder appears whole, by rename. Weights are saved as they are: nothing is merged.
+a `PalModel`. The folder appears whole, by rename. A `PalModel`'s adapters are saved beside the
+weights that they change; a bare LLM has no place for them, so they are added in.
 
 Every stage adds its own record to those of the stages that it started from. They travel in
 `config.json` (`stages`, in a bare LLM's `paltrain_stages`) and hold no path of this machine.
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from paltrain.errors import CheckpointError
+from paltrain.model.adapters import merged
 from paltrain.model.card import portable, write_card
 from paltrain.model.configuration import STAGES_OF_LLM
 
@@ -41,7 +43,7 @@ def export_model(
         config.stages = [*config.stages, dict(stage)]
     n_parameters = sum(weights[name].numel() for name, _ in model.named_parameters())
     if not config.streams:
-        model = model.llm
+        model, weights = model.llm, merged(weights, config.lora) if config.lora else weights
         setattr(model.config, STAGES_OF_LLM, config.stages)
         weights = {name.removeprefix(LLM_PREFIX): value for name, value in weights.items()}
     partial = folder.with_name(folder.name + ".partial")

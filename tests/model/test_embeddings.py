@@ -22,7 +22,7 @@ def test_new_tokens_leave_all_other_logits_alone_and_are_saved(tie: bool, tmp_pa
     assert model.config.llm_config.vocab_size == model.llm.config.vocab_size == VOCAB + 3
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     assert (head.weight is embeddings.weight) == tie
-    batch.token_ids[-1] = VOCAB + 2
+    batch.token_ids[0] = VOCAB + 2
     model(batch).loss_sum.backward()
     assert embeddings.weight.grad[VOCAB + 2].any()
     model.save_pretrained(tmp_path)
