@@ -14,10 +14,14 @@ from cluster.profiles import load_profile
 from paltrain.config.layers import read_layers
 from paltrain.config.load import load_config, to_yaml
 from paltrain.config.report import Report
-from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
+from paltrain.config.schema import AblationConfig, EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import ConfigError
 
-MARK_OF: dict[type[Any], str] = {FeaturesConfig: "encoders", EvalConfig: "runs"}
+MARK_OF: dict[type[Any], str] = {
+    FeaturesConfig: "encoders",
+    EvalConfig: "runs",
+    AblationConfig: "arms",
+}
 
 
 def read_chain(arguments: argparse.Namespace) -> list[Job]:
@@ -27,13 +31,13 @@ def read_chain(arguments: argparse.Namespace) -> list[Job]:
         ConfigError: a configuration is wrong, or two share a folder.
     """
     profile = load_profile(arguments.cluster)
-    configs = [made_local(config, profile) for config in _configs(arguments)]
+    links = [(path, made_local(config, profile)) for path, config in _configs(arguments)]
     jobs = [
         job
-        for path, config in zip(arguments.configs, configs, strict=True)
+        for path, config in links
         for job in jobs_of(_sized(config, arguments), profile, source=path)
     ]
-    _check_folders(arguments.configs, configs)
+    _check_folders(links)
     return jobs
 
 
@@ -45,22 +49,34 @@ def kind_of(path: Path) -> type[Any]:
     return next((schema for schema, mark in MARK_OF.items() if mark in keys), TrainConfig)
 
 
-def _configs(arguments: argparse.Namespace) -> Iterator[AnyConfig]:
-    """Each CONFIG as its schema's object; an override goes to those that know its key."""
-    kinds = [kind_of(path) for path in arguments.configs]
+def _configs(arguments: argparse.Namespace) -> list[tuple[Path, AnyConfig]]:
+    """Each CONFIG as its schema's object, what an ablation prepares before it; an override goes to
+    those that know its key."""
+    kinds = {path: kind_of(path) for path in arguments.configs}
     known = {
-        word: {kind for kind in kinds if _knows(kind, word.partition("=")[0].split("."))}
+        word: {kind for kind in kinds.values() if _knows(kind, word.partition("=")[0].split("."))}
         for word in arguments.overrides
     }
-    shown: list[str] = []
-    for path, kind in zip(arguments.configs, kinds, strict=True):
+    links: list[tuple[Path, AnyConfig]] = []
+    for path in arguments.configs:
+        kind = kinds[path]
         words = [word for word in arguments.overrides if kind in (known[word] or {kind})]
         config = load_config(kind, [path], words)
-        shown.append(to_yaml(config))
-        yield config
+        links += [*_prepared(config, links), (path, config)]
     if arguments.show_config:
-        print("---\n".join(shown), end="")
+        print("---\n".join(to_yaml(config) for _, config in links), end="")
         raise SystemExit(0)
+    return links
+
+
+def _prepared(
+    config: AnyConfig, before: Sequence[tuple[Path, AnyConfig]]
+) -> Iterator[tuple[Path, AnyConfig]]:
+    """What an ablation's trials start from, as far as the chain has it not yet."""
+    there = {path.resolve() for path, _ in before}
+    for path in map(Path, config.prepare if isinstance(config, AblationConfig) else ()):
+        if path.resolve() not in there:
+            yield path, load_config(kind_of(path), [path])
 
 
 def _knows(schema: Any, keys: Sequence[str]) -> bool:
@@ -83,10 +99,10 @@ def _sized(config: AnyConfig, arguments: argparse.Namespace) -> AnyConfig:
     return replace(config, launch=replace(config.launch, **changes))
 
 
-def _check_folders(paths: Sequence[Path], configs: Sequence[AnyConfig]) -> None:
+def _check_folders(links: Sequence[tuple[Path, AnyConfig]]) -> None:
     """Raises ConfigError where two configurations would share a folder."""
     owners: dict[Path, Path] = {}
-    for path, config in zip(paths, configs, strict=True):
+    for path, config in links:
         folder = folder_of(config, path).path
         if folder in owners:
             raise ConfigError(

@@ -16,7 +16,8 @@ from cluster.plan_report import line, plan_lines, say
 from cluster.profiles import Scheduler, account_of, faults_of_size
 from cluster.run_data import Unknown, look_at
 from cluster.slurm_env import FIRST_PORT, N_PORTS
-from paltrain.config.schema import TrainConfig
+from paltrain.ablation.build import plan_of
+from paltrain.config.schema import AblationConfig, TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.run_folder import find_init_folder
 
@@ -66,6 +67,8 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
     config = job.config
     if isinstance(config, TrainConfig):
         yield line("starts from", say(lambda: _starts_from(config, earlier)))
+    if isinstance(config, AblationConfig) and job.role is not Role.merge:
+        yield from _trials(job, config)
     if job.profile.scheduler is Scheduler.slurm:
         yield line("GPU-hours", f"at most {gpu_hours(job):.4g} ({job.time_min} minutes)")
     if job.profile.scheduler is Scheduler.slurm and job.is_training:
@@ -74,6 +77,26 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
             f"the job's first node{_suffix(job)}, the first free port from {FIRST_PORT} + "
             f"(7 x job id) % {N_PORTS}",
         )
+
+
+def _trials(job: Job, config: AblationConfig) -> Iterator[str]:
+    """How many trials a task has, and what each arm trains."""
+    plan = plan_of(config, name=job.folder.name)
+    n = len(plan.trials)
+    yield line(
+        "trials",
+        f"{n}: {len(plan.variants)} arms and values of their axes x {len(config.seeds)} seeds, at "
+        f"most {-(-n // (job.n_tasks or 1))} a task, {config.parallel} at once",
+    )
+    for variant in plan.variants:
+        stages = plan.trials_of(variant)[0].stages
+        yield line(f"  {variant.name}", ", ".join(f"{s.run.name} ({_length(s)})" for s in stages))
+    yield from (line("  without", remark) for remark in plan.remarks)
+
+
+def _length(stage: TrainConfig) -> str:
+    epochs = stage.stage.epochs
+    return f"{stage.stage.steps} steps" if epochs is None else f"{epochs:g} epochs"
 
 
 def _suffix(job: Job) -> str:

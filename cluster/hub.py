@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cluster.job import AnyConfig
 from cluster.profiles import Profile
-from paltrain.config.schema import EvalConfig, TrainConfig
+from paltrain.config.schema import AblationConfig, EvalConfig, TrainConfig
 from paltrain.errors import ModelError
 
 OFFLINE = {
@@ -29,7 +29,7 @@ def made_local(config: AnyConfig, profile: Profile) -> AnyConfig:
 
     A name that is not here stays; the check before submission says how to get it.
     """
-    if not profile.offline or isinstance(config, EvalConfig):
+    if not profile.offline or isinstance(config, EvalConfig | AblationConfig):
         return config
     if isinstance(config, TrainConfig):
         model = config.model

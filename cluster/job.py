@@ -2,7 +2,8 @@
 
     CONFIG of               jobs
     a training run          run      nodes x processes, one group
-    features, evaluation    run      the whole tool, where launch.array_tasks is 1
+    features, evaluation,   run      the whole tool, where launch.array_tasks is 1
+    ablation
                             array    one task a slice, then
                             merge    after all of them, puts the slices together
 
@@ -30,6 +31,7 @@ from cluster.profiles import (
     shape_of_slice,
     time_of,
 )
+from paltrain.ablation.build import plan_of
 from paltrain.config.schema import (
     AblationConfig,
     EvalConfig,
@@ -80,10 +82,11 @@ class Job:
 
     @property
     def placement(self) -> Placement:
-        """Where it goes. A merge goes where jobs without GPUs go, if the profile says so."""
+        """Where it goes. A merge goes where jobs without GPUs go, if the profile says so; an
+        ablation's times training steps, and stays where the trials ran."""
         launch: Placement = self.config.launch
         serial = self.profile.serial
-        if self.role is not Role.merge or serial is None:
+        if self.role is not Role.merge or serial is None or isinstance(self.config, AblationConfig):
             return launch
         return Placement(
             account=launch.account,
@@ -167,14 +170,21 @@ def jobs_of(config: AnyConfig, profile: Profile, *, source: Path) -> list[Job]:
     """The jobs that a configuration asks for, in order.
 
     source: the configuration's file; a tool's job is named after it where nothing else is said.
+
+    Raises:
+        ConfigError: it asks for more than the profile has, or for trials that cannot be.
     """
     folder = folder_of(config, source)
+    if isinstance(config, AblationConfig):
+        plan_of(config, name=folder.name)  # its faults are told before anything is started
     if isinstance(config, TrainConfig):
         return [Job(config, folder, Role.run, profile, shape_of_run(profile, config.launch))]
     work = Job(config, folder, Role.run, profile, shape_of_slice(profile, config.launch))
     if config.launch.array_tasks == 1 or profile.scheduler is Scheduler.local:
         return [work]
-    merge = Job(config, folder, Role.merge, profile, shape_of_merge(profile))
+    times_steps = isinstance(config, AblationConfig)  # where the trials ran: on a GPU, if they did
+    shape = work.shape if times_steps else shape_of_merge(profile)
+    merge = Job(config, folder, Role.merge, profile, shape)
     return [replace(work, role=Role.array), merge]
 
 

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from cluster import local, slurm
+from cluster.ablation.freeze import freeze_ablation
 from cluster.attempts import note_submission
 from cluster.folder import read_lines
 from cluster.freeze import freeze, launch_record
@@ -22,7 +23,7 @@ from cluster.preflight.tools import has_all_features
 from cluster.profiles import account_of
 from cluster.queue import Queue
 from paltrain.config.load import save_config
-from paltrain.config.schema import FeaturesConfig, TrainConfig
+from paltrain.config.schema import AblationConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import ClusterError, ConfigError
 from paltrain.files import locked, write_json
 from paltrain.run_folder import check_same, find_init_folder, prepare_run
@@ -211,7 +212,10 @@ def _prepare(job: Job) -> None:
         prepare_run(job.config, launch=record)
     else:
         job.folder.path.mkdir(parents=True, exist_ok=True)
-        save_config(job.config, job.folder.config)
+        if isinstance(job.config, AblationConfig):
+            freeze_ablation(job.config, job.folder)
+        else:
+            save_config(job.config, job.folder.config)
         write_json(job.folder.launch, record)
 
 

@@ -38,6 +38,7 @@ BUILDERS = {
     "paltrain.cli",
     "paltrain.run",
     "paltrain.run_folder",
+    "paltrain.bench.forms",
     "paltrain.data.loader",
     "paltrain.train.stages",
 }

@@ -6,13 +6,15 @@
     python tools/bench.py attention --preset llama-1b      packed LAL attention, bare kernel
     python tools/bench.py data --json data.json            reader, precompute, order, plan, balance
     python tools/bench.py data --run runs/quickstart/lal_stage2      and what that run waited
+    python tools/bench.py forms --ablation configs/ablations/forms.yaml    an ablation's arms
 
 step: forward and backward of LAL, of packed PLITS and of plain `transformers` PLITS in turns:
 median times, FLOP bound, peak memory beyond weights and gradients. attention: one layer's packed
 LAL attention, gather included, beside the bare kernel on its segments. data: the feature reader
 beside WebDataset's, computing features beside the bare encoder, order and plan of 5.7 M questions,
 32 ranks' balance, the cost model beside measured steps; of the options it takes --json, --rounds
-and --run.
+and --run. forms: a step of what each arm of an ablation has trained (its first seed), all on the
+same questions; of the options it takes --json, --rounds and --threads.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     from paltrain.bench.record import print_rows, write_rows
 
-    rows, machine = (run_data if arguments.what == "data" else run_model)(arguments)
+    run = {"data": run_data, "forms": run_forms}.get(arguments.what, run_model)
+    rows, machine = run(arguments)
     print_rows(rows, machine=machine)
     if arguments.json:
         write_rows(arguments.json, rows, machine=machine)
@@ -45,6 +48,25 @@ def run_data(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
     from paltrain.bench import data
 
     return data.run_data(data.DataBenchSettings(n_rounds=arguments.rounds, runs=arguments.run))
+
+
+def run_forms(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
+    """The arms of an ablation, as far as they are trained; the baseline's first."""
+    from cluster.job import folder_of
+    from paltrain.ablation.build import plan_of
+    from paltrain.config.load import load_config
+    from paltrain.config.schema import AblationConfig
+    from paltrain.errors import ConfigError
+
+    if arguments.ablation is None:
+        raise ConfigError("forms needs an ablation: add --ablation configs/ablations/NAME.yaml")
+    config = load_config(AblationConfig, [arguments.ablation])
+    plan = plan_of(config, name=folder_of(config, arguments.ablation).name)
+    from paltrain.bench.forms import Form, measure_forms
+
+    trials = sorted(plan.first_trained, key=lambda t: t.variant.arm != plan.baseline_arm)
+    forms = [Form(trial.variant.name, trial.last.path) for trial in trials]
+    return measure_forms(forms, n_rounds=arguments.rounds, threads=arguments.threads)
 
 
 def run_model(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
@@ -68,7 +90,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["step", "attention", "data"])
+    parser.add_argument("what", choices=["step", "attention", "data", "forms"])
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
     parser.add_argument(
         "--preset",
@@ -96,6 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FOLDER",
         help="data: also the time that this run waited for data; may be given several times",
     )
+    parser.add_argument("--ablation", type=Path, metavar="CONFIG", help="forms: the ablation")
     parser.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
     parser.add_argument(
         "--threads", type=int, help="CPU threads (default: those of a training process)"

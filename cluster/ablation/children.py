@@ -70,9 +70,9 @@ def start(
     )
 
 
-def run(command: Sequence[str]) -> int:
-    """Run a command to its end; returns its exit code."""
-    process = start(command)
+def run(command: Sequence[str], log: IO[bytes] | None = None) -> int:
+    """Run a command to its end; returns its exit code. log: as in `start`."""
+    process = start(command, log=log)
     try:
         return process.wait()
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.ablation import children
@@ -133,36 +133,30 @@ class Work:
     def _measure_costs(self) -> None:
         """Time the arms' steps, unless that has been done since they were trained."""
         out = self.plan.folder / COSTS_FILE
-        measured = _first_trained(self.plan)
+        measured = self.plan.first_trained
         if not measured or _is_newer(out, measured):
             return
         config = self.plan.folder / "measured.yaml"
         save_config(self._named(), config)
         command = [*tool(BENCH), "forms", "--ablation", str(config), "--json", str(out)]
-        if code := children.run(command):
+        print(f"timing a step of each of {len(measured)} arms: {out}", flush=True)
+        with out.with_suffix(".log").open("wb") as log:
+            code = children.run(command, log)
+        if code:
             print(
                 f"step times and memory are missing from the table: {shlex.join(command)} ended "
-                f"with exit code {code}",
+                f"with exit code {code} (log: {log.name})",
                 file=sys.stderr,
             )
 
     def _named(self) -> AblationConfig:
         """The configuration with its name, which its file's place would say otherwise."""
-        from dataclasses import replace
-
         return replace(self.config, launch=replace(self.config.launch, name=self.plan.name))
 
 
 def say_failure(failure: Failure) -> None:
     name = failure.trial.name
     print(f"{name}: {failure.reason} (log: {failure.log})", file=sys.stderr)
-
-
-def _first_trained(plan: Plan) -> list[Trial]:
-    """The first trial with a model, of each variant that has one."""
-    of_variants = [plan.trials_of(variant) for variant in plan.variants]
-    there = [[trial for trial in own if trial.last.is_finished] for own in of_variants]
-    return [own[0] for own in there if own]
 
 
 def _is_newer(out: Path, trials: Sequence[Trial]) -> bool:

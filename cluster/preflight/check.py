@@ -17,36 +17,46 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 from pathlib import Path
 
 from cluster.job import KIND_OF, Job, Role
+from cluster.preflight.ablation import (
+    for_all_seeds,
+    keep_faults_only,
+    look_at_ablation,
+    with_trials,
+)
 from cluster.preflight.chain import Chain, Findings, Need
 from cluster.preflight.slurm import look_at_slurm
 from cluster.preflight.tools import look_at_evaluation, look_at_features
 from cluster.preflight.training import look_at_training
-from paltrain.config.schema import EvalConfig, FeaturesConfig, TrainConfig
+from paltrain.config.schema import AblationConfig, EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import EXIT_USER_ERROR, ConfigError
 
 LOOK_AT = {
     TrainConfig: look_at_training,
     FeaturesConfig: look_at_features,
     EvalConfig: look_at_evaluation,
+    AblationConfig: look_at_ablation,
 }
 
 
 def findings_of(jobs: Sequence[Job]) -> list[Findings]:
     """What was found of each job, in order, and of all together."""
-    chain = Chain(jobs)
-    findings = [Findings(job.name, KIND_OF[type(job.config)]) for job in jobs]
-    for job, found in zip(jobs, findings, strict=True):
+    links = list(with_trials(jobs))
+    chain = Chain([job for _, job, _ in links])
+    findings = [Findings(name, KIND_OF[type(job.config)]) for name, job, _ in links]
+    for (_, job, _), found in zip(links, findings, strict=True):
         if job.role is not Role.merge:  # it reads what its array has read
             LOOK_AT[type(job.config)](job, chain, found)
             _look_at_folder(job, found)
     chain.child.settle()
+    of_trial = [is_of_trial for _, _, is_of_trial in links]
+    keep_faults_only(compress(findings, of_trial))
     together = Findings("all together", "chain")
-    _look_at_room(chain.needs, together)
-    look_at_slurm(jobs, findings)
+    _look_at_room(for_all_seeds(chain.needs, jobs), together)
+    look_at_slurm(jobs, [found for found, of in zip(findings, of_trial, strict=True) if not of])
     _merge_repeated(findings)
     return [*findings, together]
 

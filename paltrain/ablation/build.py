@@ -80,6 +80,13 @@ class Plan:
         """By seed."""
         return [trial for trial in self.trials if trial.variant.name == variant.name]
 
+    @property
+    def first_trained(self) -> list[Trial]:
+        """Of each variant the first trial that has a model, where there is one."""
+        of_variants = [self.trials_of(variant) for variant in self.variants]
+        there = [[trial for trial in own if trial.last.is_finished] for own in of_variants]
+        return [own[0] for own in there if own]
+
 
 def plan_of(config: AblationConfig, *, name: str) -> Plan:
     """The trials of an ablation in ROOT/`name`.
@@ -90,8 +97,8 @@ def plan_of(config: AblationConfig, *, name: str) -> Plan:
     return _Planner(config, Path(config.launch.root) / name).plan(name)
 
 
-def arm_stages(config: AblationConfig) -> dict[str, tuple[list[TrainConfig], EvalConfig]]:
-    """Each arm's stages with its `set` words, and the evaluation: what a job must keep of them.
+def arm_stages(config: AblationConfig) -> tuple[dict[str, list[TrainConfig]], EvalConfig]:
+    """Each arm's stages with its `set` words but no axis, and the evaluation.
 
     Raises:
         ConfigError: as `plan_of`.
@@ -100,7 +107,7 @@ def arm_stages(config: AblationConfig) -> dict[str, tuple[list[TrainConfig], Eva
     planner.plan("")
     evaluation = planner.evaluation()
     assert evaluation is not None, "the plan has no fault"
-    return {name: (planner.stages(name, arm, {}), evaluation) for name, arm in config.arms.items()}
+    return {name: planner.stages(name, arm, {}) for name, arm in config.arms.items()}, evaluation
 
 
 @dataclass

@@ -15,7 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paltrain.ablation.build import Plan, Trial, Variant
-from paltrain.bench.record import BenchRow, read_rows
+from paltrain.bench.record import (
+    FORM_MEMORY,
+    FORM_PARAMETERS,
+    FORM_TIME,
+    FORM_TRAINED,
+    BenchRow,
+    read_rows,
+)
 from paltrain.eval.records import SCORES_FILE, EvalScores, evaluation_folder
 
 COSTS_FILE = "forms.json"
@@ -181,7 +188,6 @@ def _shares(by_seed: Mapping[int, EvalScores | None], tasks: Sequence[str]) -> d
 
 # ---- costs: what `tools/bench.py forms` writes -------------------------------------------------
 
-TRAINED, PARAMETERS, TIME, MEMORY = "n_trained", "n_parameters", "step_time", "peak_memory"
 MIB = 2**20
 
 
@@ -202,17 +208,17 @@ def _costs(figures: Mapping[str, float]) -> Costs:
     def whole(name: str) -> int | None:
         return int(figures[name]) if name in figures else None
 
-    memory = figures.get(MEMORY)
+    memory = figures.get(FORM_MEMORY)
     return Costs(
-        whole(TRAINED),
-        whole(PARAMETERS),
-        figures.get(TIME),
+        whole(FORM_TRAINED),
+        whole(FORM_PARAMETERS),
+        figures.get(FORM_TIME),
         None if memory is None else memory * MIB,
     )
 
 
 def _reference(rows: Sequence[BenchRow]) -> str | None:
-    return next((row.reference for row in rows if row.metric.startswith(TIME)), None)
+    return next((row.reference for row in rows if row.metric.startswith(FORM_TIME)), None)
 
 
 def first_accuracy(trial: Trial) -> str:

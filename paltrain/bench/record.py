@@ -20,6 +20,10 @@ from paltrain.files import write_json
 STEP_RATIO = "step_time_ratio_plits_over_lal"
 MEMORY_RATIO = "peak_memory_ratio_lal_over_plits"
 
+# Of the forms of an ablation, each followed by `.VARIANT`.
+FORM_TRAINED, FORM_PARAMETERS = "n_trained", "n_parameters"
+FORM_TIME, FORM_MEMORY = "step_time", "peak_memory"
+
 
 @dataclass(frozen=True)
 class BenchRow:

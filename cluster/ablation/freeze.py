@@ -1,0 +1,47 @@
+"""An ablation as its job's folder keeps it: later edits of the arms' files do not reach it.
+
+    FOLDER/config.yaml                  its arms name the files below, its name is said
+    FOLDER/arms/ARM/1-RUN.yaml, ...     an arm's stages, resolved, with its `set` words
+    FOLDER/arms/evaluate.yaml           the evaluation, resolved
+
+What it prepares are jobs of their own, before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.folder import JobFolder
+from paltrain.ablation.build import arm_stages
+from paltrain.config.load import save_config
+from paltrain.config.schema import AblationConfig, TrainConfig
+
+
+def freeze_ablation(config: AblationConfig, folder: JobFolder) -> None:
+    """Write all of it.
+
+    Raises:
+        ConfigError: with all faults of its arms, axes and files.
+    """
+    stages, evaluation = arm_stages(config)
+    arms = folder.path / "arms"
+    arms.mkdir(parents=True, exist_ok=True)
+    own = {
+        name: replace(arm, stages=_save(stages[name], arms / name), set=[])
+        for name, arm in config.arms.items()
+    }
+    save_config(evaluation, arms / "evaluate.yaml")
+    launch = replace(config.launch, name=folder.name)
+    frozen = replace(
+        config, arms=own, evaluate=str(arms / "evaluate.yaml"), prepare=[], launch=launch
+    )
+    save_config(frozen, folder.config)
+
+
+def _save(stages: Sequence[TrainConfig], folder: Path) -> list[str]:
+    files = [folder / f"{number}-{stage.run.name}.yaml" for number, stage in enumerate(stages, 1)]
+    for stage, file in zip(stages, files, strict=True):
+        save_config(stage, file)
+    return list(map(str, files))
