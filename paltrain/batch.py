@@ -108,7 +108,10 @@ class Batch:
         return path[::-1]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Tensors moved to `device`; the structure stays on the host."""
+        """Tensors moved to `device`; the structure stays on the host. What streams share is moved
+        once."""
+        shared = {id(f.values): f.values for f in self.features.values()}
+        moved = {key: values.to(device, non_blocking=True) for key, values in shared.items()}
         return replace(
             self,
             token_ids=self.token_ids.to(device, non_blocking=True),
@@ -116,8 +119,7 @@ class Batch:
             target_ids=self.target_ids.to(device, non_blocking=True),
             target_weights=self.target_weights.to(device, non_blocking=True),
             features={
-                name: replace(f, values=f.values.to(device, non_blocking=True))
-                for name, f in self.features.items()
+                name: replace(f, values=moved[id(f.values)]) for name, f in self.features.items()
             },
         )
 

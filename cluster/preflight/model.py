@@ -22,7 +22,7 @@ from cluster.preflight.weights import (
 )
 from paltrain.config.schema import TrainConfig
 from paltrain.data.shards import stamp_differences
-from paltrain.model.build import FORM_FIELDS, stream_spec, template_fields, tokenizer_source
+from paltrain.model.build import STREAM_FIELDS, stream_spec, template_fields, tokenizer_source
 from paltrain.model.tokenization import tokenizer_hash
 from paltrain.run_folder import find_init_folder
 
@@ -136,7 +136,7 @@ def _other_form(
         f"streams.{name}.{field}: {start.streams.get(name, {}).get(field)!r} there, "
         f"{mine.get(name, {}).get(field)!r} here"
         for name in sorted({*start.streams, *mine})
-        for field in FORM_FIELDS
+        for field in STREAM_FIELDS
         if not _may_be_equal(
             start.streams.get(name, {}).get(field), mine.get(name, {}).get(field), field
         )

@@ -7,7 +7,7 @@
     1. Each question is rendered; its trunk (text and clips before the branch) is shared with the
        visit's other questions whose token ids, clips and targets there are equal.
     2. The clips' frames are read into one buffer a stream, end to end in piece order, by several
-       threads. A clip that can't be read leaves zeros and makes its questions weigh nothing: it
+       threads; streams that hear the same frames of one store share it. A clip that can't be read leaves zeros and makes its questions weigh nothing: it
        keeps its place in the plan.
     3. Targets: those of a shared piece weigh as many times as it has questions.
 
@@ -189,9 +189,8 @@ def pack(
     elif faults:
         raise faults[0].error
     _add_targets(forest.builder, placed, bad={fault.number for fault in faults})
-    return forest.builder.build(
-        {name: torch.from_numpy(values) for name, values in features.items()}
-    )
+    tensors = {id(values): torch.from_numpy(values) for values in features.values()}
+    return forest.builder.build({name: tensors[id(values)] for name, values in features.items()})
 
 
 class _Forest:
@@ -241,8 +240,13 @@ def _read(
     clips: list[int], streams: Sequence[StreamFeatures], pool: BufferPool, readers: Readers
 ) -> tuple[dict[str, FloatBuffer], list[_Fault]]:
     """Every stream's frames of `clips`, end to end; what could not be read, in that order."""
-    features, wanted = {}, []
+    features: dict[str, FloatBuffer] = {}
+    wanted = []
     for stream in streams:
+        twin = next(other for other in streams if _same(stream, other, clips))
+        if twin.name in features:
+            features[stream.name] = features[twin.name]
+            continue
         ends = np.cumsum([stream.n_frames[clip] for clip in clips], dtype=np.int64)
         values = pool.take(int(ends[-1]) if len(ends) else 0, stream.width)
         for number, clip in enumerate(clips):
@@ -262,6 +266,13 @@ def _read(
     faults = [fault for fault in readers.map(read, len(wanted)) if fault is not None]
     wanted.clear()  # a thread may not have let go of it yet, and the pool counts who looks
     return features, faults
+
+
+def _same(stream: StreamFeatures, other: StreamFeatures, clips: list[int]) -> bool:
+    """Whether two streams hear the same frames of `clips`."""
+    return stream.store is other.store and np.array_equal(
+        stream.n_frames[clips], other.n_frames[clips]
+    )
 
 
 def _report(

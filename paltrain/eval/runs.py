@@ -107,9 +107,11 @@ def open_streams(
                 f"features.{name}: {run.folder} has no such stream; it has {', '.join(specs)}"
             )
     data = run.training.get("data", {})
+    stores: dict[str, FeatureStore] = {}
     streams = []
     for name, spec in specs.items():
-        store = FeatureStore.open(Path(run.store_folder(name, given)))
+        folder = run.store_folder(name, given)
+        store = stores.setdefault(folder, FeatureStore.open(Path(folder)))
         store.check_stamp(spec["encoder"])
         limit = None
         if data.get("truncate_audio") and data.get("max_audio_tokens"):

@@ -245,11 +245,11 @@ def _open_data(config: TrainConfig, comm: Comm) -> tuple[Corpus, dict[str, Featu
         warn_of_leaks(corpus)
     data, streams = config.data, config.model.streams
     cache = open_cache(data.cache_dir, data.cache_gb)
-    stores = {
-        name: FeatureStore.open(stream.features, verify=data.verify_checksums, cache=cache)
-        for name, stream in streams.items()
+    by_folder = {
+        folder: FeatureStore.open(folder, verify=data.verify_checksums, cache=cache)
+        for folder in dict.fromkeys(stream.features for stream in streams.values())
     }
-    return corpus, stores
+    return corpus, {name: by_folder[stream.features] for name, stream in streams.items()}
 
 
 def _tokenizer(
