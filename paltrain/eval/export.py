@@ -163,6 +163,7 @@ def _results(evaluation: EvalScores) -> list[EvalResult]:
             task_name=task,
             dataset_type=data,
             dataset_name=f"{data}, {task}",
+            dataset_config=task,
             dataset_split=evaluation.split,
             metric_type="accuracy",
             metric_value=round(score.accuracy, 4),
