@@ -92,11 +92,11 @@ class Results:
 
     def baseline_of(self, row: Row) -> Row | None:
         """The row that a row is held against: the baseline arm's with the same values of the axes
-        that both know; None for a row of the baseline arm itself."""
-        if row.variant.arm == self.baseline_arm:
-            return None
+        that both know, and for the baseline arm's own its first; None for that one."""
         known = row.variant.values
         rows = [each for each in self.rows if each.variant.arm == self.baseline_arm]
+        if row in rows:
+            return None if row is rows[0] else rows[0]
         fitting = [
             each
             for each in rows
