@@ -42,7 +42,6 @@ class PackedContext:
     blocks: BlocksAt = field(default_factory=dict)
     cross: Mapping[str, CrossAudio] = field(default_factory=dict)
     cache: ConversationCache | None = None
-    checkpointed: bool = False
 
     def longest_span(self) -> int:
         return self.span
@@ -78,7 +77,6 @@ class PackedContext:
                 block,
                 backend=self.backend,
                 cache_as=cache_as,
-                checkpointed=self.checkpointed,
             )
         return rows[None]
 

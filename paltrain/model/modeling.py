@@ -283,7 +283,6 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 for name in self.streams
                 if self._route(name) == "xattn"
             },
-            checkpointed=self.training and self.llm.is_gradient_checkpointing,
             span=int(layout.end_positions.max(initial=0)),
             backend=self.config.attention_backend,
             cache=cache,

@@ -34,7 +34,12 @@ FFN_RATIO = 4  # of the FFN's width to the LLM's, as Flamingo's
 
 
 class GatedCrossAttention(nn.Module):
-    """One block; see the module's docstring. It has as many heads as the LLM's attention."""
+    """One block; see the module's docstring. It has as many heads as the LLM's attention.
+
+    gradient_checkpointing: computed again in the backward pass (`transformers` sets it by name).
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, width: int, *, n_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -90,7 +95,6 @@ class CrossAudio:
         *,
         backend: str,
         cache_as: tuple[ConversationCache, str] | None = None,
-        checkpointed: bool = False,
     ) -> Tensor:
         """All rows (R, D) after the block. cache_as: a cache to fill, and the name to do it by.
 
@@ -106,7 +110,7 @@ class CrossAudio:
                 cache.fill_cross(name, k[index], v[index], self.plan.path_lengths)
             return self._hear(rows, block, k, v, backend=backend)
 
-        if checkpointed:
+        if block.gradient_checkpointing and block.training:
             out: Tensor = checkpoint(run, rows_RD, self.states, use_reentrant=False)
             return out
         return run(rows_RD, self.states)

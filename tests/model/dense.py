@@ -57,8 +57,8 @@ Crossed = dict[str, tuple[Tensor, Tensor]]
 
 
 def crossed_by(model: Any, batch: Batch, leaf: int) -> Crossed:
-    """By stream of cross-attention: its audio tokens (A, D), and from which position of the sequence
-    on each is heard (A,)."""
+    """By stream of cross-attention: its audio tokens (A, D), and from which position of the
+    sequence on each is heard (A,)."""
     clips = [p for p in range(len(batch.parent)) if batch.is_clip[p]]
     streams = model.config.streams
     crossed: Crossed = {}

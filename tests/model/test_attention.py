@@ -66,6 +66,23 @@ def test_sdpa_equals_attention_written_out_forward_and_backward(n_heads: int, n_
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
 
 
+def test_without_causality_every_query_sees_its_whole_segment() -> None:
+    """More queries than keys, too: text is longer than a clip."""
+    segments = [(3, 3), (7, 2), (1, 9), (5, 40)]
+    q, k, v = packed(segments, n_heads=4, n_kv=2, head_dim=8)
+    out = varlen_attention(q, k, v, *lengths(segments), causal=False, backend="sdpa")
+    each = zip(
+        *(x.split([s[i] for s in segments]) for x, i in ((q, 0), (k, 1), (v, 1))), strict=True
+    )
+    expected = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(0, 1) for x in (a, b, c)), enable_gqa=True
+        ).transpose(0, 1)
+        for a, b, c in each
+    ]
+    torch.testing.assert_close(out, torch.cat(expected), rtol=1e-10, atol=1e-10)
+
+
 def test_segments_do_not_see_each_other() -> None:
     q, k, v = packed(SEGMENTS, n_heads=2, n_kv=2, head_dim=4)
     out = varlen_attention(q, k, v, *lengths(SEGMENTS), backend="sdpa")

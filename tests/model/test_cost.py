@@ -82,6 +82,28 @@ def test_a_resampler_costs_by_latents_and_by_frames() -> None:
     assert counter.get_total_flops() + RESAMPLER["n_layers"] * 2 * scores == token * 5 + frame * 40
 
 
+def test_blocks_of_cross_attention_cost_what_torch_counts(family: str) -> None:
+    """Of text that has heard the clip; what stands before it passes them by, and counts all the
+    same."""
+    model = pal(tiny_llm(family), {"a": stream("xattn", layers={"every": 2})})
+    forest = Forest()
+    forest.text(9, forest.clip(12, -1))
+    batch = forest.build()
+    costs = visit_costs(model.config.llm_config, model.config.streams)
+    audio = costs["streams"]["a"]
+    expected = costs["text"] * 9 + costs["target"] * len(batch.target_ids) + audio["token"] * 6
+    assert counted(model, batch) == expected
+    assert (audio["rows"], audio["keys"]) == pytest.approx((0, 2 / 3))
+
+
+@pytest.mark.parametrize("by", ["queries", "windows"])
+def test_a_summary_costs_as_its_connector_does(by: str) -> None:
+    summary = {"type": "summary", "n_summary": 5, "summary_by": by, "n_heads": 4, "n_layers": 2}
+    like = RESAMPLER if by == "queries" else {"type": "mlp", "frame_stack": 1}
+    costs = [connector_flops(c, width=WIDTH, model_width=32) for c in (summary, like)]
+    assert costs[0] == costs[1]
+
+
 def test_the_sizes_may_be_plain_fields_and_a_missing_one_is_named() -> None:
     config = tiny_llm("qwen2").config
     assert DecoderShape.of(config.to_dict()) == DecoderShape.of(config)

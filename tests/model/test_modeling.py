@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from paltrain import PalConfig, PalModel
 from paltrain.errors import ModelError
 from tests.model.conftest import mixed_batch, pal, stream, tiny_llm
+from tests.model.forms import FORMS, PAPER, model_of, streams_of
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -36,6 +37,47 @@ def test_save_and_load_round_trip_gives_the_same_logits(family: str, tie: bool, 
     assert list(config.streams) == ["a", "b"]
 
 
+@pytest.mark.parametrize("form", PAPER)
+def test_every_form_is_saved_and_loaded_whole(form: str, tmp_path) -> None:
+    model, batch = model_of(form), mixed_batch(streams_of(form))
+    model.save_pretrained(tmp_path)
+    loaded = PalModel.from_pretrained(tmp_path).eval()
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    torch.testing.assert_close(
+        loaded.text_logits(batch), model.text_logits(batch), rtol=1e-12, atol=1e-13
+    )
+
+
+def test_fresh_adapters_and_fresh_blocks_change_nothing() -> None:
+    """B and the gates are zero, whatever `transformers` initialises."""
+    batch = mixed_batch()
+    for form, without in (("lora_lal", "lal"), ("lora_plits", "plits")):
+        options = {key: value for key, value in FORMS[form].items() if key != "streams"}
+        models = []
+        for extra in (options, {}):
+            torch.manual_seed(1)
+            streams = FORMS[without]["streams"]
+            models.append(
+                PalModel.from_llm(
+                    tiny_llm("llama"), streams=streams, dtype=torch.float64, **extra
+                ).eval()
+            )
+        torch.testing.assert_close(models[0].text_logits(batch), models[1].text_logits(batch))
+    llm = tiny_llm("llama")
+    blocks = PalModel.from_llm(
+        copy.deepcopy(llm), streams=FORMS["flamingo"]["streams"], dtype=torch.float64
+    ).eval()
+    bare = pal(llm, {})
+    deaf = replace(batch, features={})
+    torch.testing.assert_close(blocks.text_logits(batch), bare.text_logits(deaf))
+
+
+def test_adapters_for_modules_that_the_llm_lacks_are_refused() -> None:
+    lora = {"rank": 2, "alpha": 4.0, "target_modules": ["query_proj", "v_proj"]}
+    with pytest.raises(ModelError, match="names query_proj, which the LLM has not; it has down_"):
+        pal(tiny_llm("llama"), {"a": stream("lal")}, lora=lora)
+
+
 def test_building_around_a_pretrained_llm_leaves_its_weights_alone(tmp_path) -> None:
     llm = tiny_llm("llama")
     llm.save_pretrained(tmp_path)
@@ -54,12 +96,12 @@ def test_the_llm_inside_is_saved_as_an_ordinary_transformers_folder(tmp_path) ->
     assert plain(ids).logits.shape == (1, 9, 97)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients_bitwise() -> None:
-    streams = {"a": stream("lal", layer_projection="mlp"), "b": stream("plits")}
-    batch = mixed_batch(("a", "b"))
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_checkpointing_gives_the_same_gradients_bitwise(form: str) -> None:
+    batch = mixed_batch(streams_of(form))
     gradients = []
     for checkpointing in (False, True):
-        model = pal(tiny_llm("llama"), streams).train()
+        model = model_of(form).train()
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model(batch).loss_sum.backward()
