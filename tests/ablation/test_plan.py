@@ -1,0 +1,165 @@
+"""From a configuration to trials: names, overrides, axes that do not apply, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paltrain.ablation.build import Plan, plan_of
+from paltrain.ablation.knowledge import Known, known_to
+from paltrain.config.load import load_config
+from paltrain.config.schema import AblationConfig, TrainConfig
+from paltrain.errors import ConfigError
+from tests.ablation.material import call, save, stages_of, write_ablation
+
+LAYERS = "model.streams.logmel.layers"
+
+
+def planned(world: Path, **changes: Any) -> Plan:
+    path = write_ablation(world, "planned", **changes)
+    return plan_of(load_config(AblationConfig, [path]), name="planned")
+
+
+def test_a_trial_is_an_arm_a_value_of_each_axis_and_a_seed(world):
+    arms = {"lal": {"stages": stages_of(world, "lal")}}
+    axes = {LAYERS: ["all", {"start": 1}, [0]], "data.questions_per_visit": [2, 4]}
+    plan = planned(world, arms=arms, axes=axes, baseline_arm=None)
+    names = [trial.name for trial in plan.trials]
+    assert len(names) == len(set(names)) == 3 * 2 * 2
+    assert names[0] == "lal-all-questions_per_visit2-seed0"
+    assert "lal-start1-questions_per_visit4-seed1" in names
+    assert "lal-layers0-questions_per_visit2-seed0" in names
+    trial = next(t for t in plan.trials if t.name == "lal-start1-questions_per_visit4-seed1")
+    for stage in trial.stages:
+        assert stage.model.streams["logmel"].layers == {"start": 1}
+        assert stage.data.questions_per_visit == 4
+        assert stage.run.seed == 1
+        assert stage.run.root == str(world / "runs" / "planned" / trial.name)
+    assert trial.evaluation.runs == [str(trial.last.path)]
+
+
+def test_a_trial_stands_alone_but_for_what_was_prepared(world):
+    first, second = planned(world).trials[0].stages
+    assert first.stage.init_from == str(world / "start" / "base" / "model")
+    assert second.stage.init_from == first.run.name
+
+
+def test_set_words_go_to_the_stages_that_have_a_place_for_them(world):
+    bare = save(world / "bare.yaml", {"extends": "base.yaml", "run": {"name": "bare"}})
+    stages = [str(bare), *stages_of(world, "lal")]
+    words = ["optimizer.lr=0.5", "model.streams.logmel.connector.frame_stack=2"]
+    plan = planned(world, arms={"lal": {"stages": stages, "set": words}}, baseline_arm=None)
+    first, second, _ = plan.trials[0].stages
+    assert first.optimizer.lr == second.optimizer.lr == 0.5
+    assert not first.model.streams
+    assert second.model.streams["logmel"].connector.frame_stack == 2
+
+
+def test_an_axis_of_a_stream_that_an_arm_lacks_is_left_out_for_it_and_said(world):
+    text = save(world / "text.yaml", {"extends": "base.yaml", "run": {"name": "text"}})
+    arms = {"lal": {"stages": stages_of(world, "lal")}, "text": {"stages": [str(text)]}}
+    plan = planned(world, arms=arms, axes={LAYERS: ["all", [1]]}, baseline_arm="lal")
+    assert [variant.name for variant in plan.variants] == ["lal-all", "lal-layers1", "text"]
+    assert not plan.trials_of(plan.variants[2])[0].stages[0].model.streams
+    assert plan.remarks == (f"text has no place for {LAYERS}: that axis is left out for it",)
+
+
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("model.streams.logmel.layers", Known.yes),
+        ("model.streams.sslam.layers", Known.absent),
+        ("model.streams.sslam.layer", Known.no),
+        ("model.stream.logmel.layers", Known.no),
+        ("optimizer.lr_by_pattern.connectors", Known.yes),
+        ("model.architecture.hidden_size", Known.yes),
+        ("stage.steps", Known.yes),
+        ("stage.steps.more", Known.no),
+        ("extends", Known.no),
+    ],
+)
+def test_a_key_is_known_absent_or_wrong(world, key, known):
+    assert known_to(load_config(TrainConfig, [world / "lal_stage1.yaml"]), key) is known
+
+
+def arm(world: Path, **changes: Any) -> dict[str, Any]:
+    return {"plits": {"stages": stages_of(world, "plits"), **changes}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"arms": {}}, "arms: must not be empty"),
+        ({"arms": {"plits": {"stages": []}}}, "arms.plits.stages: must not be empty"),
+        ({"arms": {"plits": {"stages": ["gone.yaml"]}}}, "there is no file gone.yaml"),
+        ({"arms": {"a/b": {"stages": ["x.yaml"]}}, "baseline_arm": None}, "names folders"),
+        ({"evaluate": "gone.yaml"}, "evaluate: "),
+        ({"seeds": []}, "seeds: must not be empty"),
+        ({"seeds": [1, 2, 1]}, "must be different, but 1 stands there twice"),
+        ({"seeds": [-1]}, "one is -1"),
+        ({"axes": {LAYERS: []}}, "must have at least one value"),
+        ({"axes": {LAYERS: ["all", "all"]}}, "'all' stands there twice"),
+        ({"axes": {"model.steams.logmel.layers": ["all"]}}, "is no key of a training run"),
+        ({"axes": {"model.streams.x.layers": ["all"]}}, "no stage has, of no arm"),
+        ({"axes": {"run.seed": [1]}}, "seeds has the seeds"),
+        ({"baseline_arm": "plit"}, "did you mean 'plits'?"),
+        ({"parallel": 0}, "parallel: must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_clear_error(world, changes, said):
+    with pytest.raises(ConfigError) as caught:
+        planned(world, **changes)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optimizer.rl=1"], "optimizer.rl is no key"),
+        (["model.streams.mel.route=lal"], "(streams: logmel)"),
+        (["run.seed=3"], "the ablation's own"),
+        (["optimizer.lr"], "must be key=value"),
+        (["optimizer.lr=fast"], "optimizer.lr=fast"),
+    ],
+)
+def test_a_bad_set_word_is_named_with_its_arm(world, words, said):
+    with pytest.raises(ConfigError) as caught:
+        planned(world, arms=arm(world, set=words))
+    assert said in str(caught.value)
+    assert "arms.plits" in str(caught.value)
+
+
+def test_stages_of_one_name_would_share_a_folder(world):
+    with pytest.raises(ConfigError, match=r"same run\.name"):
+        planned(world, arms={"plits": {"stages": stages_of(world, "plits")[:1] * 2}})
+
+
+def test_arms_whose_trials_would_share_a_folder_are_refused(world):
+    stages = {"stages": stages_of(world, "lal")}
+    plain = {"stages": [str(save(world / "t.yaml", {"extends": "base.yaml"}))]}
+    with pytest.raises(ConfigError, match="share the folder"):
+        planned(
+            world,
+            arms={"lal": stages, "lal-all": plain},
+            axes={LAYERS: ["all"]},
+            baseline_arm=None,
+        )
+
+
+def test_all_faults_are_told_at_once_before_anything_is_written(world):
+    arms = {"a": {"stages": ["gone.yaml"]}, "b": arm(world, set=["no.key=1"])["plits"]}
+    path = write_ablation(world, "faulty", arms=arms, baseline_arm=None, evaluate="neither.yaml")
+    code, said = call("ablate", path)
+    assert code == 2
+    assert all(part in said for part in ("gone.yaml", "no.key", "neither.yaml"))
+    assert "Traceback" not in said
+    assert not (world / "runs" / "faulty").exists()
+    assert "neither.yaml" in call("launch", "--cluster", "slurm", "--dry-run", path)[1]
+
+
+def test_the_baselines_arm_is_the_first_where_none_is_said(world):
+    assert planned(world, baseline_arm=None).baseline_arm == "plits"
+    assert replace(planned(world), baseline_arm="lal").baseline_arm == "lal"
