@@ -107,7 +107,7 @@ def portable(path: str | Path) -> str:
     """A path without what is this machine's: as it is if relative (or a hub name), else its last
     part.
 
-    >>> portable("data/clotho/manifest.jsonl"), portable("/home/me/whisper")
+    >>> portable("data/clotho/manifest.jsonl"), portable("/elsewhere/whisper")
     ('data/clotho/manifest.jsonl', 'whisper')
     """
     text = str(path)

@@ -110,13 +110,19 @@ def test_gradient_checkpointing_gives_the_same_gradients_bitwise(form: str) -> N
         assert torch.equal(gradient, gradients[1][name]), name
 
 
-def test_bfloat16_runs_end_to_end() -> None:
-    model = pal(tiny_llm("llama").to(torch.bfloat16), {"a": stream("lal")})
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_trains_and_answers_near_float32(form: str) -> None:
+    batch = mixed_batch(streams_of(form))
+    model = model_of(form).float()
+    expected = model(batch).loss_sum
     model = model.to(torch.bfloat16)
-    loss = model(mixed_batch()).loss_sum
+    loss = model(batch).loss_sum
     loss.backward()
     assert loss.dtype == torch.float32
-    assert loss.isfinite()
+    torch.testing.assert_close(loss, expected, rtol=0.05, atol=0.0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    answers = model.generate(batch, max_new_tokens=2, eos_token_id=None, pad_token_id=0)
+    assert answers.shape == (len(batch.leaves), 2)
 
 
 @pytest.mark.parametrize(

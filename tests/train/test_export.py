@@ -38,7 +38,7 @@ def config(name: str, **changes: Any) -> TrainConfig:
     made = TrainConfig(
         run=RunIdentity(name=name, seed=7),
         model=ModelConfig(llm="org/llm"),
-        data=DataConfig(manifests=["data/a/manifest.jsonl", "/home/me/b.jsonl"]),
+        data=DataConfig(manifests=["data/a/manifest.jsonl", "/elsewhere/b.jsonl"]),
         stage=StageConfig(steps=20, trainable=["connectors"]),
         optimizer=OptimizerConfig(lr=2e-3),
     )
@@ -85,7 +85,7 @@ def test_the_whole_chain_of_stages_travels_with_the_model(tmp_path: Path) -> Non
     ):
         assert re.search(line, card), line
     for text in (card, json.dumps(stages)):
-        assert not re.search(r"(?<![\w:.])/(home|scratch|runs|tmp)/", text)
+        assert not re.search(r"(?<![\w:.])/(elsewhere|scratch|runs|tmp)/", text)
 
 
 def test_the_hubs_name_of_the_llm_is_on_the_card(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_bare_llms_card_has_code_that_runs(
     [
         ("org/llm", "org/llm"),
         ("data/x/manifest.jsonl", "data/x/manifest.jsonl"),
-        ("/home/me/whisper", "whisper"),
+        ("/elsewhere/whisper", "whisper"),
         ("~/whisper", "whisper"),
         ("$SCRATCH/features/mel", "mel"),
     ],
