@@ -71,6 +71,8 @@ def model_config(folder: Path) -> PalConfig:
     """
     try:
         config: PalConfig = PalConfig.from_pretrained(folder)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
     except (OSError, ValueError) as error:
         raise ModelError(
             f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}; export it "
