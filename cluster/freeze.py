@@ -16,18 +16,19 @@ from typing import Any
 
 import paltrain
 from cluster.folder import JobFolder
-from cluster.profiles import Profile
+from cluster.profiles import FOLDER, Profile
 from paltrain.config.load import save_config
 
 PROJECT = Path(paltrain.__file__).parents[1]
 PACKAGES = ("paltrain", "cluster", "tools")
+PROFILES = FOLDER.relative_to(PROJECT)  # a job may launch others on its node
 
 
 def freeze(folder: JobFolder, profile: Profile) -> None:
     """Copy the code, and note what it is and what is installed beside it."""
     if folder.code.exists():
         shutil.rmtree(folder.code)
-    for package in PACKAGES:
+    for package in (*PACKAGES, PROFILES):
         shutil.copytree(
             PROJECT / package, folder.code / package, ignore=shutil.ignore_patterns("__pycache__")
         )

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from cluster import local, slurm
 from cluster.ablation.freeze import freeze_ablation
@@ -26,7 +25,7 @@ from paltrain.config.load import save_config
 from paltrain.config.schema import AblationConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import ClusterError, ConfigError
 from paltrain.files import locked, write_json
-from paltrain.run_folder import check_same, find_init_folder, prepare_run
+from paltrain.run_folder import check_same, find_init_folder, init_runs, prepare_run
 from paltrain.status import FINISHED
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
@@ -200,8 +199,7 @@ def _check_start(job: Job, *, earlier: Sequence[Job]) -> None:
     config = job.config
     if not isinstance(config, TrainConfig) or config.stage.init_from is None:
         return
-    start = Path(config.run.root, config.stage.init_from).absolute()
-    if start not in [before.folder.path for before in earlier]:
+    if not set(init_runs(config)) & {before.folder.path for before in earlier}:
         find_init_folder(config)
 
 

@@ -219,6 +219,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def init_runs(config: TrainConfig) -> list[Path]:
+    """The folders of the runs that `stage.init_from` may mean, whether they are there or not: it
+    names a run, or a run's exported model by its path."""
+    name = config.stage.init_from
+    if name is None:
+        return []
+    run = Path(config.run.root, name).absolute()
+    path = Path(name).absolute()
+    return [run, *([path.parent] if path == RunFolder(path.parent).model else [])]
+
+
 def find_init_folder(config: TrainConfig) -> Path | None:
     """The model folder that `stage.init_from` means: a finished run's, or one given by its path.
 

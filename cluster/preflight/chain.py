@@ -17,6 +17,7 @@ from cluster.job import Job
 from cluster.preflight.child import Child
 from paltrain.config.schema import FeaturesConfig, TrainConfig
 from paltrain.errors import ManifestError, PaltrainError
+from paltrain.run_folder import init_runs
 
 if TYPE_CHECKING:
     from paltrain.data.index import Corpus
@@ -90,9 +91,10 @@ class Chain:
     def starts_from(self, job: Job) -> Job | None:
         """The run of this chain whose model `job` starts from."""
         config = job.config
-        if not isinstance(config, TrainConfig) or config.stage.init_from is None:
+        if not isinstance(config, TrainConfig):
             return None
-        return self.run_before(job, Path(config.run.root) / config.stage.init_from)
+        found = (self.run_before(job, folder) for folder in init_runs(config))
+        return next((before for before in found if before is not None), None)
 
     def features_before(self, job: Job, store: Path) -> Job | None:
         """The job of this chain that will have made or completed a store before `job` starts."""
