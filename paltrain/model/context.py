@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from paltrain.model.cache import ConversationCache
-from paltrain.model.lal import AudioStates, keys_and_values
+from paltrain.model.families import KeysAndValues
+from paltrain.model.lal import AudioStates
 from paltrain.model.segments import DevicePlan, Segments
 from paltrain.model.xattn import CrossAudio, GatedCrossAttention, heard_from_cache
 
@@ -37,6 +38,7 @@ class PackedContext:
     plans: Mapping[tuple[str, ...], DevicePlan]
     audio: Mapping[str, AudioStates]
     layers: nn.ModuleList
+    keys_and_values: KeysAndValues
     span: int
     backend: str
     blocks: BlocksAt = field(default_factory=dict)
@@ -52,9 +54,10 @@ class PackedContext:
         names = self.streams_at[module.layer_idx]
         plan = self.plans[names]
         if names:
+            layer = self.layers[module.layer_idx]
             audio = [
-                keys_and_values(module, self.layers[module.layer_idx], self.audio[name])
-                for name in names
+                self.keys_and_values(layer, each.at_layer(module.layer_idx), each.rope)
+                for each in (self.audio[name] for name in names)
             ]
             k = torch.cat([k, *(audio_k for audio_k, _ in audio)])
             v = torch.cat([v, *(audio_v for _, audio_v in audio)])

@@ -19,7 +19,6 @@ Notation: A audio tokens, N heads, K kv heads, H head dim, D width.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,9 +27,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from paltrain.errors import ModelError
+from paltrain.model.families import KeysAndValues, family_of
 
 ATTENTION_NAME = "paltrain_varlen"
-FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
@@ -50,22 +49,6 @@ class AudioStates:
             return self.states
         projected: Tensor = self.projections[name](self.states)
         return projected
-
-
-def keys_and_values(module: Any, layer: Any, audio: AudioStates) -> tuple[Tensor, Tensor]:
-    """A decoder layer's own projections of the audio: (A, K, H) each, keys rotated.
-
-    module: the layer's attention.
-    """
-    states_AD = layer.input_layernorm(audio.at_layer(module.layer_idx))
-    k = module.k_proj(states_AD).unflatten(-1, (-1, module.head_dim))
-    v: Tensor = module.v_proj(states_AD).unflatten(-1, (-1, module.head_dim))
-    if hasattr(module, "k_norm"):
-        k = module.k_norm(k)
-    k_1KAH = k.transpose(0, 1)[None]
-    rotate = sys.modules[type(module).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
-    rotated: Tensor = rotate(k_1KAH, k_1KAH, *audio.rope)[1]
-    return rotated[0].transpose(0, 1), v
 
 
 class AttentionContext(Protocol):
@@ -110,20 +93,16 @@ def _attention(
     return pal.attend(module, query, key, value, scale=scaling), None
 
 
-def install(llm: PreTrainedModel) -> None:
+def install(llm: PreTrainedModel) -> KeysAndValues:
     """Let `llm`, any decoder of the supported families, attend through `varlen_attention`.
+
+    Returns how its layers make keys and values of audio.
 
     Raises:
         ModelError: the family, its RoPE or its dropout is not supported.
     """
     config: Any = llm.config
-    if config.model_type not in FAMILIES:
-        raise ModelError(
-            f"LLM family '{config.model_type}' is not supported; supported: {', '.join(FAMILIES)}. "
-            "It needs q/k/v projections and input_layernorm per layer, RoPE by "
-            "apply_rotary_pos_emb, "
-            "and an attention that goes through transformers' AttentionInterface"
-        )
+    keys_and_values = family_of(config.model_type)
     rope = rope_type(config)
     if rope not in ROPE_TYPES:
         raise ModelError(
@@ -137,6 +116,7 @@ def install(llm: PreTrainedModel) -> None:
         )
     AttentionInterface.register(ATTENTION_NAME, _attention)
     llm.set_attn_implementation(ATTENTION_NAME)
+    return keys_and_values
 
 
 def rope_type(config: Any) -> str:

@@ -115,7 +115,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.llm: Any = (
             llm if llm is not None else AutoModelForCausalLM.from_config(config.llm_config)
         )
-        lal.install(self.llm)
+        self._keys_and_values = lal.install(self.llm)
         shape = DecoderShape.of(config.llm_config)
         layers = {
             name: _check_stream(name, spec, shape.n_layers) for name, spec in config.streams.items()
@@ -277,6 +277,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 if self._route(name) == "lal"
             },
             layers=decoder.layers,
+            keys_and_values=self._keys_and_values,
             blocks=self._blocks_at(),
             cross={
                 name: self._cross_audio(name, audio[name], layout)
