@@ -30,8 +30,9 @@ class PackedContext:
     """Training and prefill: the packed rows of a batch.
 
     streams_at: by layer, the names of the LAL streams that are present, in config order. plans: by
-    such a tuple. layers: the decoder's layers (for their input_layernorm). cache: filled on the
-    way, where generation follows.
+    such a tuple. layers: the decoder's, and keys_and_values how its family makes them of audio.
+    blocks: by layer and stream, the blocks of cross-attention before it; cross: by stream, their
+    audio. cache: filled on the way, where generation follows.
     """
 
     streams_at: tuple[tuple[str, ...], ...]
