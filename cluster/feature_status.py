@@ -14,6 +14,7 @@ from paltrain.data.coverage import coverage
 from paltrain.data.index import Corpus
 from paltrain.data.shards import read_stamp
 from paltrain.disk import room_at
+from paltrain.encoders.facts import frames_in_words
 from paltrain.errors import PaltrainError, StoreError
 
 GB = 1e9
@@ -35,7 +36,7 @@ def status_lines(config: FeaturesConfig) -> Iterator[str]:
             stamp = _stamp(config, name, Path(store))
             n_bytes = seen.n_bytes_to_come(stamp)
             to_come += n_bytes
-            needed = f"{n_bytes / GB:.3g} GB to come ({stamp['dtype']})"
+            needed = f"{n_bytes / GB:.3g} GB to come ({stamp['dtype']}, {frames_in_words(stamp)})"
         except StoreError as error:
             needed = f"NOT OF THIS ENCODER: {error}"
         except PaltrainError as error:

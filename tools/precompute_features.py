@@ -129,6 +129,7 @@ def build_targets(config: FeaturesConfig) -> dict[str, Target]:
     """The stores to make by encoder name, each encoder on every device."""
     from paltrain.data.makers import Target
     from paltrain.encoders import build_encoder
+    from paltrain.encoders.facts import frames_in_words
 
     devices = _devices(config)
     targets = {}
@@ -139,8 +140,7 @@ def build_targets(config: FeaturesConfig) -> dict[str, Target]:
         on_devices = [copied.to(device) for copied, device in zip(copies, devices, strict=True)]
         targets[name] = Target(Path(store), on_devices, chosen.dtype.value)
         print(
-            f"{name}: {encoder.frame_rate_hz:g} frames of width {encoder.width} per second of "
-            f"audio, on {', '.join(devices)} -> {store}"
+            f"{name}: {frames_in_words(encoder.provenance())}, on {', '.join(devices)} -> {store}"
         )
     return targets
 

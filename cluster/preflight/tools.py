@@ -17,9 +17,10 @@ from cluster.preflight.data import Wanted, look_at_data
 from cluster.preflight.model import other_encoder, stream_specs
 from cluster.preflight.weights import (
     CONFIG,
+    encoder_folder,
     encoder_stamp,
+    facts_of,
     faults_of_weights,
-    local_folder,
     read_json,
 )
 from paltrain.config.schema import EncoderConfig, EvalConfig, FeaturesConfig, TrainConfig
@@ -29,6 +30,7 @@ from paltrain.data.shards import (
     read_stamp,
     stamp_differences,
 )
+from paltrain.encoders.facts import frames_in_words
 from paltrain.errors import ConfigError, ModelError, StoreError
 from paltrain.run_folder import RunFolder
 
@@ -52,12 +54,9 @@ def look_at_features(job: Job, chain: Chain, findings: Findings) -> None:
         stamp = findings.attempt(partial(encoder_stamp, encoder, environment=job.environment))
         if stamp is None:
             continue
-        findings.good.append(
-            f"encoder {name}: {stamp['frame_rate_hz']:g} frames of width {stamp['width']} a second"
-        )
+        findings.good.append(f"encoder {name}: {frames_in_words(stamp)}")
         findings.attempt(partial(check_claim, Path(store), stamp))
-        if encoder.path is not None:
-            _look_at_weights(job, encoder, chain, findings)
+        _look_at_weights(job, encoder, chain, findings)
         if corpus is not None:
             n_bytes = coverage(corpus, Path(store)).n_bytes_to_come(stamp)
             chain.needs.append(Need(job.name, Path(store), n_bytes, f"features of {name}"))
@@ -77,15 +76,15 @@ def check_claim(store: Path, stamp: dict[str, Any]) -> None:
 
 
 def _look_at_weights(job: Job, encoder: EncoderConfig, chain: Chain, findings: Findings) -> None:
+    """Whether its weights are there and whole, and torch and transformers can be imported."""
+    if encoder.path is None:
+        return
+    file = facts_of(encoder, environment=job.environment).weights_file  # None: drawn by chance
+
     def look() -> list[str]:
-        assert encoder.path is not None
-        folder = local_folder(
-            encoder.path,
-            "encoders' path",
-            environment=job.environment,
-            revision=encoder.revision,
-        )
-        return list(faults_of_weights(folder))
+        if file is None:
+            return []
+        return list(faults_of_weights(encoder_folder(encoder, file, environment=job.environment)))
 
     findings.problems += findings.attempt(look) or []
 

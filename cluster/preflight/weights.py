@@ -13,6 +13,9 @@ from typing import Any
 
 from cluster.hub import find_in_cache
 from paltrain.config.schema import EncoderConfig
+from paltrain.encoders import encoder_facts
+from paltrain.encoders.base import stamp_of
+from paltrain.encoders.facts import Facts
 from paltrain.errors import ModelError
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -82,33 +85,42 @@ def size_of_weights(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.exists())
 
 
-def encoder_stamp(encoder: EncoderConfig, *, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a store by this encoder is stamped with, as far as its files say without torch.
+def facts_of(encoder: EncoderConfig, *, environment: Mapping[str, str]) -> Facts:
+    """What the encoder will be, by its small files: no torch, and no weights are read.
 
     Raises:
         ConfigError: there is no such encoder, or not with these options.
-        ModelError: its files are missing.
+        ModelError: its files are missing, or another model's.
     """
-    if encoder.type != "whisper":
-        from paltrain.encoders import build_encoder
 
-        built = build_encoder(**encoder.arguments())
-        return {**built.provenance(), "dtype": encoder.dtype.value}
-    if encoder.path is None:
-        raise ModelError("the path must be said for whisper: a folder or hub name")
-    folder = local_folder(
-        encoder.path, "encoders' path", environment=environment, revision=encoder.revision
-    )
-    model = read_json(folder / CONFIG)
-    audio = read_json(folder / "preprocessor_config.json")
-    rate = int(audio["sampling_rate"])
-    return {
-        "encoder": {"type": "whisper", "options": encoder.options, "pool": encoder.pool},
-        "sample_rate_hz": rate,
-        "frame_rate_hz": model["max_source_positions"] * rate / audio["n_samples"] / encoder.pool,
-        "width": model["d_model"],
-        "dtype": encoder.dtype.value,
-    }
+    def read(file: str) -> dict[str, Any]:
+        return read_json(encoder_folder(encoder, file, environment=environment) / file)
+
+    return encoder_facts(**encoder.arguments(), files=read)
+
+
+def encoder_stamp(encoder: EncoderConfig, *, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What a store by this encoder is stamped with, but for the hash of its weights.
+
+    Raises:
+        ConfigError, ModelError: as `facts_of`.
+    """
+    facts = facts_of(encoder, environment=environment)
+    path, revision = encoder.path, encoder.revision
+    stamp = stamp_of(facts, type=encoder.type, path=path, revision=revision, weight_hash=None)
+    stamp["encoder"]["pool"] = encoder.pool
+    return {**stamp, "dtype": encoder.dtype.value}
+
+
+def encoder_folder(encoder: EncoderConfig, file: str, *, environment: Mapping[str, str]) -> Path:
+    """Where an encoder's files lie, found by one of them.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    assert encoder.path is not None
+    key, revision = f"encoder '{encoder.type}'", encoder.revision
+    return local_folder(encoder.path, key, environment=environment, revision=revision, file=file)
 
 
 def _faults_of_file(path: Path, *, names: Sequence[str]) -> Iterator[str]:

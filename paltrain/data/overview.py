@@ -19,6 +19,7 @@ from paltrain.data.shards import (
     shard_path,
 )
 from paltrain.data.verify import load_index
+from paltrain.encoders.facts import frames_in_words
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def overview(folder: Path) -> Overview:
     n_missing = sum(len(assignment[number]) for number in missing)
     to_come = round(n_missing * n_bytes / n_assigned_done) if n_assigned_done else None
     return Overview(
-        encoder=f"{stamp['encoder']['type']}, {stamp['frame_rate_hz']:g} frames of width "
-        f"{stamp['width']} per second, {stamp.get('dtype', FLOAT16)}",
+        encoder=f"{stamp['encoder']['type']}, {frames_in_words(stamp)}, "
+        f"{stamp.get('dtype', FLOAT16)}",
         n_shards=len(done) + len(missing),
         n_shards_done=len(done),
         missing=missing,

@@ -1,15 +1,22 @@
-"""Audio encoders by type. Each is one module behind `AudioEncoder`, imported when it is built."""
+"""Audio encoders by type. Each is one module behind `AudioEncoder`, imported when it is asked for.
+
+A further one is a module with such a class and a line in `ENCODERS`. The module imports torch and
+transformers only where it builds and encodes: what its `facts` says is asked where there is none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from paltrain.errors import ConfigError, unknown_name
+from paltrain.errors import ConfigError, ModelError, unknown_name
 
 if TYPE_CHECKING:
     from paltrain.encoders.base import AudioEncoder
+    from paltrain.encoders.facts import Facts, Files
 
 ENCODERS = {
     "clap": "paltrain.encoders.clap:ClapEncoder",
@@ -35,18 +42,67 @@ def build_encoder(
         ConfigError: there is no such type, or it does not take these options.
         ModelError: its weights cannot be loaded.
     """
-    if type not in ENCODERS:
-        raise ConfigError(unknown_name("encoder type", type, list(ENCODERS)))
-    module, _, name = ENCODERS[type].partition(":")
-    build = getattr(import_module(module), name)
-    weights = {"path": path, "revision": revision}
-    given = {key: value for key, value in weights.items() if value is not None}
+    build = _class_of(type)
     try:
-        encoder: AudioEncoder = build(**given, **(options or {}))
+        encoder: AudioEncoder = build(**_given(path, revision), **(options or {}))
     except TypeError as error:
-        raise ConfigError(f"encoder '{type}': {error}; see {module}") from error
+        raise ConfigError(_no_such_options(type, error)) from error
     if pool == 1:
         return encoder
     from paltrain.encoders.pooled import PooledEncoder
 
     return PooledEncoder(encoder, pool)
+
+
+def encoder_facts(
+    type: str,
+    *,
+    files: Files,
+    path: str | None = None,
+    revision: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    pool: int = 1,
+) -> Facts:
+    """What `build_encoder` of the same arguments will be. Needs no torch, and reads no weights.
+
+    files: the JSON files of its folder, by name.
+
+    Raises:
+        ConfigError: there is no such type, or it does not take these options.
+        ModelError: its files are missing, or another model's.
+    """
+    described = _class_of(type)
+    try:
+        taken = signature(described).bind(**_given(path, revision), **(options or {}))
+    except TypeError as error:
+        raise ConfigError(_no_such_options(type, error)) from error
+    taken.apply_defaults()
+    arguments = {key: value for key, value in taken.arguments.items() if key != "revision"}
+    try:
+        facts: Facts = described.facts(files, **arguments)
+    except KeyError as error:
+        raise ModelError(
+            f"encoder '{type}': the configuration files of '{path}' do not say {error}: they are "
+            "another model's, or not whole; copy or download them again"
+        ) from error
+    if pool == 1:
+        return facts
+    from paltrain.encoders.pooled import pooled_rate_hz
+
+    return replace(facts, frame_rate_hz=pooled_rate_hz(facts, pool))
+
+
+def _class_of(type: str) -> Any:
+    if type not in ENCODERS:
+        raise ConfigError(unknown_name("encoder type", type, list(ENCODERS)))
+    module, _, name = ENCODERS[type].partition(":")
+    return getattr(import_module(module), name)
+
+
+def _given(path: str | None, revision: str | None) -> dict[str, str]:
+    weights = {"path": path, "revision": revision}
+    return {key: value for key, value in weights.items() if value is not None}
+
+
+def _no_such_options(type: str, error: TypeError) -> str:
+    return f"encoder '{type}': {error}; see {ENCODERS[type].partition(':')[0]}"

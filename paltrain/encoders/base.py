@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from paltrain.encoders.facts import Facts
 
 Waveforms = Sequence[NDArray[np.float32]]
 
@@ -52,7 +55,7 @@ class AudioEncoder(Protocol):
         """What a feature store is stamped with and compared by.
 
         encoder: {type, path, revision, options, pool} (what `build_encoder` takes), weight_hash,
-        sample_rate_hz, frame_rate_hz, width.
+        sample_rate_hz, frame_rate_hz, width; tokens_per_step where it is not 1.
         """
         ...
 
@@ -86,12 +89,17 @@ def check_window(waveforms: Waveforms, encoder: AudioEncoder) -> None:
     assert longest <= most, f"{longest} samples, over {most}: `encode_all` cuts windows"
 
 
-def stamp_of(encoder: AudioEncoder, *, named: dict[str, Any], weight_hash: str) -> dict[str, Any]:
-    """An encoder's `provenance`. named: {type, path, revision, options}."""
+def stamp_of(
+    facts: Facts, *, type: str, path: str | None, revision: str | None, weight_hash: str | None
+) -> dict[str, Any]:
+    """An encoder's `provenance`. weight_hash: None where only loading the weights would tell."""
+    named = {"type": type, "path": path, "revision": revision, "options": dict(facts.options)}
     return {
         "encoder": named,
-        "weight_hash": weight_hash,
-        "sample_rate_hz": encoder.sample_rate_hz,
-        "frame_rate_hz": encoder.frame_rate_hz,
-        "width": encoder.width,
+        **({} if weight_hash is None else {"weight_hash": weight_hash}),
+        "sample_rate_hz": facts.sample_rate_hz,
+        "frame_rate_hz": facts.frame_rate_hz,
+        "width": facts.width,
+        # Follows from type and options, so stores without it are compared all the same.
+        **({} if facts.tokens_per_step == 1 else {"tokens_per_step": facts.tokens_per_step}),
     }

@@ -14,28 +14,39 @@ HTSAT folds a spectrogram of 1024 x 64 into a square, four stretches of time one
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, ClapAudioModel, ClapFeatureExtractor, ClapModel
 
 from paltrain.encoders.base import Waveforms, check_window, stamp_of, trimmed
-from paltrain.encoders.spectrogram import mel_energies, stacked
-from paltrain.encoders.weights import (
+from paltrain.encoders.facts import (
+    CONFIG,
+    PREPROCESSOR,
+    Facts,
+    Files,
+    changed,
+    check_compute_dtype,
     check_output,
-    compute_dtype_of,
-    hash_of,
-    load_model,
-    load_part,
-    named,
     need_path,
 )
 from paltrain.errors import ModelError
 
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLE = "laion/clap-htsat-unfused"
 OUTPUTS = ("tokens", "pooled")
 LEAST_ENERGY = 1e-10  # -100 dB
+WHOLE, HALF = "clap", "clap_audio_model"  # types of models
+LEFT_OUT = {  # what `transformers` does not write of a whole CLAP's audio half, where it is this
+    "depths": (2, 2, 6, 2),
+    "num_mel_bins": 64,
+    "patch_embeds_hidden_size": 96,
+    "patch_stride": 4,
+    "spec_size": 256,
+}
 FUSION_MAPS = 4  # views of a long clip that a model with fusion takes; all the same for a window
 
 
@@ -50,36 +61,54 @@ class ClapEncoder:
         output: str = "tokens",
         compute_dtype: str = "float32",
     ) -> None:
-        path = need_path("clap", path, example="laion/clap-htsat-unfused")
-        check_output("clap", output, OUTPUTS)
+        from transformers import AutoConfig, ClapFeatureExtractor
+
+        from paltrain.encoders.weights import compute_dtype_of, hash_of, load_part
+
+        path = need_path("clap", path, example=EXAMPLE)
         dtype = compute_dtype_of(compute_dtype)
         self._extract: Any = load_part(ClapFeatureExtractor, path, revision=revision)
-        self._model = _load_audio_model(path, revision=revision, dtype=dtype)
-        self._pooled = output == "pooled"
-        self._named = named(
-            "clap",
-            path=path,
-            revision=revision,
-            options={"output": (output, "tokens"), "compute_dtype": (compute_dtype, "float32")},
-        )
-        self._weight_hash = hash_of(self._model)
-        self.sample_rate_hz = int(self._extract.sampling_rate)
+        config = load_part(AutoConfig, path, revision=revision).to_dict()
+        files = {CONFIG: config, PREPROCESSOR: self._extract.to_dict()}
+        facts = self.facts(files.__getitem__, path=path, output=output, compute_dtype=compute_dtype)
+        self.sample_rate_hz, self.frame_rate_hz = facts.sample_rate_hz, facts.frame_rate_hz
+        self.width, self.tokens_per_step = facts.width, facts.tokens_per_step
+        self.window_s = facts.window_s
         self._window_samples = int(self._extract.nb_max_samples)
-        self.window_s: float | None = self._window_samples / self.sample_rate_hz
-        cells, steps = _map_of(self._model.config)
-        self.tokens_per_step = 1 if self._pooled else cells
-        per_window = 1 if self._pooled else cells * steps
-        self.frame_rate_hz = per_window * self.sample_rate_hz / self._window_samples
-        self.width = int(self._model.audio_encoder.num_features)
+        self._pooled = output == "pooled"
+        self._model = _load_audio_model(config, path, revision=revision, dtype=dtype)
+        self._stamp = stamp_of(
+            facts, type="clap", path=path, revision=revision, weight_hash=hash_of(self._model)
+        )
 
-    @torch.inference_mode()
+    @staticmethod
+    def facts(files: Files, *, path: str | None, output: str, compute_dtype: str) -> Facts:
+        path = need_path("clap", path, example=EXAMPLE)
+        check_output("clap", output, OUTPUTS)
+        check_compute_dtype(compute_dtype)
+        model, audio = _audio_config(files(CONFIG), path), files(PREPROCESSOR)
+        rate, window = int(audio["sampling_rate"]), int(audio["nb_max_samples"])
+        cells, steps = (1, 1) if output == "pooled" else _map_of(model)
+        return Facts(
+            sample_rate_hz=rate,
+            frame_rate_hz=cells * steps * rate / window,
+            width=int(model["patch_embeds_hidden_size"]) * 2 ** (len(model["depths"]) - 1),
+            tokens_per_step=cells,
+            window_s=window / rate,
+            options=changed(output=(output, "tokens"), compute_dtype=(compute_dtype, "float32")),
+            weights_file=CONFIG,
+        )
+
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
+        import torch
+
         check_window(waveforms, self)
         like = next(self._model.parameters())
-        output = self._model(
-            input_features=self._spectrograms(waveforms).to(like.dtype),
-            is_longer=torch.zeros(len(waveforms), 1, dtype=torch.bool, device=like.device),
-        )
+        with torch.inference_mode():
+            output = self._model(
+                input_features=self._spectrograms(waveforms).to(like.dtype),
+                is_longer=torch.zeros(len(waveforms), 1, dtype=torch.bool, device=like.device),
+            )
         if self._pooled:
             tokens = output.pooler_output[:, None]
         else:  # (B, width, cells, steps) -> (B, steps * cells, width)
@@ -92,6 +121,10 @@ class ClapEncoder:
     def _spectrograms(self, waveforms: Waveforms) -> torch.Tensor:
         """(B, 1 or 4, n_frames, n_mels) float32: what `ClapFeatureExtractor` makes of clips that
         are not longer than a window, all at once and on the model's device."""
+        import torch
+
+        from paltrain.encoders.spectrogram import mel_energies, stacked
+
         extract, device = self._extract, next(self._model.parameters()).device
         n_fft, fusion = extract.fft_window_size, extract.truncation == "fusion"
         filled = [self._filled(waveform) for waveform in waveforms]
@@ -116,26 +149,37 @@ class ClapEncoder:
         return self
 
     def provenance(self) -> dict[str, Any]:
-        return stamp_of(self, named=self._named, weight_hash=self._weight_hash)
+        return dict(self._stamp)
 
 
-def _load_audio_model(path: str, *, revision: str | None, dtype: torch.dtype) -> Any:
-    kind = load_part(AutoConfig, path, revision=revision).model_type
-    if kind == "clap":
-        return load_model(ClapModel, path, revision=revision, dtype=dtype).audio_model
-    if kind == "clap_audio_model":
-        return load_model(ClapAudioModel, path, revision=revision, dtype=dtype)
+def _audio_config(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    """That of the audio half. Raises ModelError where it is another model's."""
+    if config["model_type"] == HALF:
+        return config
+    if config["model_type"] == WHOLE:
+        return {**LEFT_OUT, **config["audio_config"]}
     raise ModelError(
-        f"'{path}' holds a model of type '{kind}', and encoder 'clap' takes 'clap' or "
-        "'clap_audio_model', e.g. laion/clap-htsat-unfused"
+        f"'{path}' holds a model of type '{config['model_type']}', and encoder 'clap' takes "
+        f"'{WHOLE}' or '{HALF}', e.g. {EXAMPLE}"
     )
 
 
-def _map_of(config: Any) -> tuple[int, int]:
+def _load_audio_model(
+    config: Mapping[str, Any], path: str, *, revision: str | None, dtype: torch.dtype
+) -> Any:
+    from transformers import ClapAudioModel, ClapModel
+
+    from paltrain.encoders.weights import load_model
+
+    if config["model_type"] == WHOLE:
+        return load_model(ClapModel, path, revision=revision, dtype=dtype).audio_model
+    return load_model(ClapAudioModel, path, revision=revision, dtype=dtype)
+
+
+def _map_of(config: Mapping[str, Any]) -> tuple[int, int]:
     """Frequency cells and time steps of the last map (`ClapAudioEncoder.forward`)."""
-    stride = config.patch_stride
+    stride = config["patch_stride"]
     vertical, horizontal = (stride, stride) if isinstance(stride, int) else stride
-    halvings = 2 ** (len(config.depths) - 1)
-    folds = config.spec_size // config.num_mel_bins
-    rows = config.spec_size // halvings // vertical
-    return rows // folds, folds * (config.spec_size // halvings // horizontal)
+    size, halvings = config["spec_size"], 2 ** (len(config["depths"]) - 1)
+    folds = size // config["num_mel_bins"]
+    return size // halvings // vertical // folds, folds * (size // halvings // horizontal)

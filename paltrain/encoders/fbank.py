@@ -41,6 +41,19 @@ def log_mel(
     return backend()(np.ascontiguousarray(waveform, np.float32), **options)
 
 
+def has_empty_bands(n_mels: int, sample_rate_hz: int, *, f_min_hz: float, f_max_hz: float) -> bool:
+    """Whether a band would hold no frequency of the transform, which Kaldi refuses."""
+    n_fft = 1 << (round(sample_rate_hz * WINDOW_MS / 1000) - 1).bit_length()
+    bins = _mel(np.arange(n_fft // 2) * sample_rate_hz / n_fft)
+    edges = np.linspace(_mel(f_min_hz), _mel(f_max_hz), n_mels + 2)
+    first_above = np.searchsorted(bins, edges[:-2], side="right")
+    return bool((first_above >= np.searchsorted(bins, edges[2:])).any())
+
+
+def _mel(hz: Any) -> Any:
+    return 1127 * np.log1p(np.asarray(hz) / 700)
+
+
 @lru_cache(maxsize=1)
 def backend() -> Callable[..., Fbank]:
     """The function that will compute."""

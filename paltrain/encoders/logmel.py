@@ -15,19 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paltrain.encoders.base import Waveforms, n_frames_of, stamp_of
-from paltrain.encoders.fbank import log_mel
+from paltrain.encoders.facts import Facts, Files
+from paltrain.encoders.fbank import has_empty_bands, log_mel
 from paltrain.errors import ConfigError
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 SAMPLE_RATE_HZ = 16_000
+NAMED: dict[str, Any] = {"type": "logmel", "path": None, "revision": None}
 
 
 class LogMelEncoder:
     """See `AudioEncoder`. width is `n_mels`."""
-
-    sample_rate_hz = SAMPLE_RATE_HZ
-    tokens_per_step = 1
-    window_s: float | None = None
 
     def __init__(
         self,
@@ -37,26 +35,29 @@ class LogMelEncoder:
         f_min_hz: float = 20.0,
         f_max_hz: float = 8000.0,
     ) -> None:
-        if not 0 < f_min_hz < f_max_hz <= SAMPLE_RATE_HZ / 2:
-            raise ConfigError(
-                f"logmel takes 0 < f_min_hz < f_max_hz <= {SAMPLE_RATE_HZ // 2}, not {f_min_hz} "
-                f"and {f_max_hz}"
-            )
-        if n_mels < 1 or not 0 < frame_rate_hz <= 1000:
-            raise ConfigError(
-                f"logmel takes n_mels >= 1 and 0 < frame_rate_hz <= 1000, not {n_mels} and "
-                f"{frame_rate_hz}"
-            )
-        self.width = n_mels
-        self.frame_rate_hz = float(frame_rate_hz)
+        facts = self.facts(
+            n_mels=n_mels, frame_rate_hz=frame_rate_hz, f_min_hz=f_min_hz, f_max_hz=f_max_hz
+        )
+        self.sample_rate_hz, self.frame_rate_hz = facts.sample_rate_hz, facts.frame_rate_hz
+        self.width, self.tokens_per_step = facts.width, facts.tokens_per_step
+        self.window_s = facts.window_s
         self._range_hz = (float(f_min_hz), float(f_max_hz))
-        try:
-            self._encode(np.zeros(SAMPLE_RATE_HZ // 10, np.float32))
-        except ValueError as error:
-            raise ConfigError(
-                f"logmel cannot make n_mels={n_mels} bands from {f_min_hz:g} to {f_max_hz:g} Hz "
-                f"({error}): the lowest would be empty; take fewer, or a higher f_min_hz"
-            ) from error
+        digest = hashlib.sha256(json.dumps(NAMED | {"options": facts.options}).encode())
+        self._stamp = stamp_of(facts, **NAMED, weight_hash=digest.hexdigest()[:16])
+
+    @staticmethod
+    def facts(
+        files: Files | None = None, *, n_mels: int, frame_rate_hz: float, f_min_hz: float,
+        f_max_hz: float,
+    ) -> Facts:  # fmt: skip
+        _check(n_mels, frame_rate_hz, f_min_hz, f_max_hz)
+        options = {
+            "n_mels": n_mels,
+            "frame_rate_hz": float(frame_rate_hz),
+            "f_min_hz": float(f_min_hz),
+            "f_max_hz": float(f_max_hz),
+        }
+        return Facts(SAMPLE_RATE_HZ, float(frame_rate_hz), n_mels, options=options)
 
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
         return [self._encode(waveform) for waveform in waveforms]
@@ -81,12 +82,22 @@ class LogMelEncoder:
         return self
 
     def provenance(self) -> dict[str, Any]:
-        options = {
-            "n_mels": self.width,
-            "frame_rate_hz": self.frame_rate_hz,
-            "f_min_hz": self._range_hz[0],
-            "f_max_hz": self._range_hz[1],
-        }
-        named = {"type": "logmel", "path": None, "revision": None, "options": options}
-        digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
-        return stamp_of(self, named=named, weight_hash=digest)
+        return dict(self._stamp)
+
+
+def _check(n_mels: int, frame_rate_hz: float, f_min_hz: float, f_max_hz: float) -> None:
+    if not 0 < f_min_hz < f_max_hz <= SAMPLE_RATE_HZ / 2:
+        raise ConfigError(
+            f"logmel takes 0 < f_min_hz < f_max_hz <= {SAMPLE_RATE_HZ // 2}, not {f_min_hz} "
+            f"and {f_max_hz}"
+        )
+    if n_mels < 1 or not 0 < frame_rate_hz <= 1000:
+        raise ConfigError(
+            f"logmel takes n_mels >= 1 and 0 < frame_rate_hz <= 1000, not {n_mels} and "
+            f"{frame_rate_hz}"
+        )
+    if has_empty_bands(n_mels, SAMPLE_RATE_HZ, f_min_hz=f_min_hz, f_max_hz=f_max_hz):
+        raise ConfigError(
+            f"logmel cannot make n_mels={n_mels} bands from {f_min_hz:g} to {f_max_hz:g} Hz: one "
+            "would hold no frequency of the transform; take fewer, or a higher f_min_hz"
+        )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paltrain.encoders.base import AudioEncoder, Waveforms
+from paltrain.encoders.facts import Facts
 from paltrain.errors import ConfigError
 
 MOST_POOL = 10  # of those that are proposed
@@ -27,22 +28,13 @@ class PooledEncoder:
     """
 
     def __init__(self, encoder: AudioEncoder, pool: int) -> None:
-        """Raises ConfigError where a window would not hold a whole number of pooled frames."""
+        """Raises ConfigError as `pooled_rate_hz`."""
         self._encoder, self._pool = encoder, pool
         self.sample_rate_hz = encoder.sample_rate_hz
-        self.frame_rate_hz = encoder.frame_rate_hz / pool
+        self.frame_rate_hz = pooled_rate_hz(encoder, pool)
         self.tokens_per_step = encoder.tokens_per_step
         self.width = encoder.width
         self.window_s = encoder.window_s
-        if self.window_s is not None:
-            per_window = self.window_s * encoder.frame_rate_hz / self.tokens_per_step
-            if pool < 1 or abs(per_window / pool - round(per_window / pool)) > WHOLE:
-                fitting = [str(n) for n in range(2, MOST_POOL + 1) if round(per_window) % n == 0]
-                raise ConfigError(
-                    f"pool={pool} must divide the encoder's {per_window:g} frames a window of "
-                    f"{self.window_s:g} s: choose {' or '.join(fitting) or 'another encoder'}, or "
-                    "leave it out"
-                )
 
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
         cells = self.tokens_per_step
@@ -64,6 +56,24 @@ class PooledEncoder:
             "encoder": {**of_encoder["encoder"], "pool": self._pool},
             "frame_rate_hz": self.frame_rate_hz,
         }
+
+
+def pooled_rate_hz(encoder: AudioEncoder | Facts, pool: int) -> float:
+    """Frames a second that are left.
+
+    Raises:
+        ConfigError: a window would not hold a whole number of pooled frames.
+    """
+    if encoder.window_s is not None:
+        per_window = encoder.window_s * encoder.frame_rate_hz / encoder.tokens_per_step
+        if pool < 1 or abs(per_window / pool - round(per_window / pool)) > WHOLE:
+            fitting = [str(n) for n in range(2, MOST_POOL + 1) if round(per_window) % n == 0]
+            raise ConfigError(
+                f"pool={pool} must divide the encoder's {per_window:g} frames a window of "
+                f"{encoder.window_s:g} s: choose {' or '.join(fitting) or 'another encoder'}, or "
+                "leave it out"
+            )
+    return encoder.frame_rate_hz / pool
 
 
 def mean_of_neighbours(frames: NDArray[np.float32], pool: int) -> NDArray[np.float32]:

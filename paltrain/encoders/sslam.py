@@ -14,34 +14,23 @@ removed, Kaldi's fbank of 128 bands, zeros up to 1024 frames, then (x + 4.268) /
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from paltrain.encoders.base import Waveforms, check_window, stamp_of, trimmed
-from paltrain.encoders.spectrogram import kaldi_fbank, kaldi_mel_filters, stacked
-from paltrain.encoders.sslam_vit import (
-    BANDS,
-    N_FRAMES,
-    N_MELS,
-    STEPS,
-    SpectrogramViT,
-    released_names,
-)
-from paltrain.encoders.weights import (
-    LOADING_ERRORS,
-    cannot_load,
-    check_output,
-    compute_dtype_of,
-    hash_of,
-    listed,
-    named,
-)
+from paltrain.encoders.facts import Facts, Files, changed, check_compute_dtype, check_output
 from paltrain.errors import ConfigError, ModelError
 
+if TYPE_CHECKING:
+    import torch
+
+    from paltrain.encoders.sslam_vit import SpectrogramViT
+
 SAMPLE_RATE_HZ = 16_000
+N_MELS, N_FRAMES, PATCH = 128, 1024, 16
+BANDS, STEPS = N_MELS // PATCH, N_FRAMES // PATCH
 FRAME, SHIFT, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms
 MEAN, STD = -4.268, 4.569
 OUTPUTS = ("frames", "time_pooled")
@@ -51,9 +40,6 @@ SIZES = {"width": 768, "depth": 12, "n_heads": 12}  # of what is released
 
 class SslamEncoder:
     """See `AudioEncoder`. width, depth, n_heads: the ViT's sizes."""
-
-    sample_rate_hz = SAMPLE_RATE_HZ
-    window_s: float | None = N_FRAMES * SHIFT / SAMPLE_RATE_HZ
 
     def __init__(
         self,
@@ -67,9 +53,41 @@ class SslamEncoder:
         depth: int = SIZES["depth"],
         n_heads: int = SIZES["n_heads"],
     ) -> None:
-        check_output("sslam", output, OUTPUTS)
-        dtype = compute_dtype_of(compute_dtype)
+        from paltrain.encoders.spectrogram import kaldi_mel_filters
+        from paltrain.encoders.sslam_vit import SpectrogramViT
+        from paltrain.encoders.weights import compute_dtype_of, hash_of
+
+        facts = self.facts(
+            path=path,
+            output=output,
+            random_seed=random_seed,
+            compute_dtype=compute_dtype,
+            width=width,
+            depth=depth,
+            n_heads=n_heads,
+        )
+        self.sample_rate_hz, self.frame_rate_hz = facts.sample_rate_hz, facts.frame_rate_hz
+        self.width, self.tokens_per_step = facts.width, facts.tokens_per_step
+        self.window_s = facts.window_s
+        model = SpectrogramViT(width=width, depth=depth, n_heads=n_heads)
+        if path is None:
+            model.randomise(random_seed or 0)
+        else:
+            _load(model, path, revision=revision)
+        self._model = model.to(compute_dtype_of(compute_dtype)).eval()
+        self._filters = kaldi_mel_filters(N_MELS, sample_rate_hz=SAMPLE_RATE_HZ, n_fft=N_FFT)
+        self._stamp = stamp_of(
+            facts, type="sslam", path=path, revision=revision, weight_hash=hash_of(self._model)
+        )
+
+    @staticmethod
+    def facts(
+        files: Files | None = None, *, path: str | None, output: str, random_seed: int | None,
+        compute_dtype: str, width: int, depth: int, n_heads: int,
+    ) -> Facts:  # fmt: skip
         sizes = {"width": width, "depth": depth, "n_heads": n_heads}
+        check_output("sslam", output, OUTPUTS)
+        check_compute_dtype(compute_dtype)
         _check_sizes(**sizes)
         if (path is None) == (random_seed is None):
             raise ConfigError(
@@ -77,29 +95,29 @@ class SslamEncoder:
                 f"ta012/SSLAM_pretrain) or random_seed, not path={path} and "
                 f"random_seed={random_seed}"
             )
-        model = SpectrogramViT(**sizes)
-        if path is None:
-            model.randomise(random_seed or 0)
-        else:
-            _load(model, path, revision=revision)
-        self._model = model.to(dtype).eval()
-        self._filters = kaldi_mel_filters(N_MELS, sample_rate_hz=SAMPLE_RATE_HZ, n_fft=N_FFT)
-        options: dict[str, tuple[Any, Any]] = {
-            "output": (output, "frames"),
-            "random_seed": (random_seed, None),
-            "compute_dtype": (compute_dtype, "float32"),
-            **{name: (size, SIZES[name]) for name, size in sizes.items()},
-        }
-        self._named = named("sslam", path=path, revision=revision, options=options)
-        self._weight_hash = hash_of(self._model)
-        self.width = width
-        self.tokens_per_step = BANDS if output == "frames" else 1
-        self.frame_rate_hz = STEPS * self.tokens_per_step / (N_FRAMES * SHIFT / SAMPLE_RATE_HZ)
+        cells, window_s = BANDS if output == "frames" else 1, N_FRAMES * SHIFT / SAMPLE_RATE_HZ
+        return Facts(
+            sample_rate_hz=SAMPLE_RATE_HZ,
+            frame_rate_hz=STEPS * cells / window_s,
+            width=width,
+            tokens_per_step=cells,
+            window_s=window_s,
+            options=changed(
+                output=(output, "frames"),
+                random_seed=(random_seed, None),
+                compute_dtype=(compute_dtype, "float32"),
+                **{name: (size, SIZES[name]) for name, size in sizes.items()},
+            ),
+            weights_file=WEIGHTS if random_seed is None else None,
+        )
 
-    @torch.inference_mode()
     def encode(self, waveforms: Waveforms) -> list[NDArray[np.float32]]:
+        import torch
+
         check_window(waveforms, self)
-        tokens = self._model(self._spectrograms(waveforms).to(self._model.positions.dtype)).float()
+        with torch.inference_mode():
+            spectrograms = self._spectrograms(waveforms).to(self._model.positions.dtype)
+            tokens = self._model(spectrograms).float()
         if self.tokens_per_step == 1:
             tokens = tokens.unflatten(1, (STEPS, BANDS)).mean(2)
         frames = tokens.cpu().numpy()
@@ -109,6 +127,10 @@ class SslamEncoder:
 
     def _spectrograms(self, waveforms: Waveforms) -> torch.Tensor:
         """(B, 1024, 128) float32, normalised; frames that a waveform does not fill were zero."""
+        import torch
+
+        from paltrain.encoders.spectrogram import kaldi_fbank, stacked
+
         device = self._model.positions.device
         centred = stacked([waveform - waveform.mean() for waveform in waveforms], N_FRAMES * SHIFT)
         bank = kaldi_fbank(centred.to(device), self._filters, frame=FRAME, shift=SHIFT)
@@ -124,7 +146,7 @@ class SslamEncoder:
         return self
 
     def provenance(self) -> dict[str, Any]:
-        return stamp_of(self, named=self._named, weight_hash=self._weight_hash)
+        return dict(self._stamp)
 
 
 def _check_sizes(*, width: int, depth: int, n_heads: int) -> None:
@@ -142,6 +164,9 @@ def _load(model: SpectrogramViT, path: str, *, revision: str | None) -> None:
         ModelError: there are none, or theirs are other names or shapes.
     """
     from safetensors.torch import load_file
+
+    from paltrain.encoders.sslam_vit import released_names
+    from paltrain.encoders.weights import LOADING_ERRORS, cannot_load
 
     try:
         held = load_file(_weights_file(path, revision))
@@ -174,6 +199,8 @@ def _weights_file(path: str, revision: str | None) -> Path:
 
 
 def _check_names(path: str, *, held: set[str], wanted: set[str]) -> None:
+    from paltrain.encoders.weights import listed
+
     faults = [
         listed(what, keys)
         for what, keys in (("missing", wanted - held), ("unknown", held - wanted))

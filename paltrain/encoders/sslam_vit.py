@@ -19,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-N_MELS, N_FRAMES, PATCH = 128, 1024, 16
-BANDS, STEPS = N_MELS // PATCH, N_FRAMES // PATCH
+from paltrain.encoders.sslam import BANDS, PATCH, STEPS
+
 MLP_RATIO = 4
 NORM_EPS = 1e-6
 INIT_STD = 0.02

@@ -7,19 +7,15 @@ those would be worthless; here they are refused by name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from paltrain.errors import ConfigError, ModelError, unknown_name
+from paltrain.encoders.facts import check_compute_dtype
+from paltrain.errors import ModelError
 
-COMPUTE_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 NOT_NEEDED = ("masked_spec_embed", "position_ids", "num_batches_tracked")  # by no forward here
 MOST_NAMES = 6
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -27,31 +23,9 @@ LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, Safe
 
 def compute_dtype_of(name: str) -> torch.dtype:
     """Raises ConfigError where there is none of this name."""
-    if name not in COMPUTE_DTYPES:
-        raise ConfigError(unknown_name("compute_dtype", name, list(COMPUTE_DTYPES)))
-    return COMPUTE_DTYPES[name]
-
-
-def check_output(type: str, output: str, valid: Iterable[str]) -> None:
-    """Raises ConfigError where an encoder has no such output."""
-    if output not in valid:
-        raise ConfigError(unknown_name(f"output of encoder '{type}'", output, list(valid)))
-
-
-def need_path(type: str, path: str | None, *, example: str) -> str:
-    """Raises ConfigError where an encoder was given no path."""
-    if path is None:
-        raise ConfigError(f"encoder '{type}' needs its path: a folder or hub name, e.g. {example}")
-    return path
-
-
-def named(
-    type: str, *, path: str | None, revision: str | None, options: Mapping[str, tuple[Any, Any]]
-) -> dict[str, Any]:
-    """What `build_encoder` takes. options: name -> (value, default); defaults are left out, so that
-    a further option does not change the stamp of what was made before it."""
-    changed = {name: value for name, (value, default) in options.items() if value != default}
-    return {"type": type, "path": path, "revision": revision, "options": changed}
+    check_compute_dtype(name)
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def load_part(loader: Any, path: str, *, revision: str | None = None, **options: Any) -> Any:

@@ -603,7 +603,7 @@ def test_an_encoder_that_does_not_exist_or_is_not_here(tmp_path):
     options = write_features(tmp_path, encoders={"made": {"options": {"mels": 3}}})
     assert "'mels'" in only_problem(options)
     absent = write_features(tmp_path, encoders={"made": {"type": "whisper", "path": "no/whisper"}})
-    assert "encoders' path: no/whisper is neither a folder nor" in only_problem(absent)
+    assert "encoder 'whisper': no/whisper is neither a folder nor" in only_problem(absent)
 
 
 def test_an_evaluation_of_a_bare_llm_and_of_a_store_by_another_encoder(tmp_path, llm, trained):

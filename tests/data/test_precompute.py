@@ -425,7 +425,7 @@ def test_status_says_what_is_missing_and_what_it_will_take(
     assert "store: 6 of 14 recordings done, 8 missing" in said
     assert "1 set aside" in said
     assert "other: 0 of 14 recordings done" in said
-    assert "size unknown: encoders' path: no/whisper is neither a folder" in said
+    assert "size unknown: encoder 'whisper': no/whisper is neither a folder" in said
     assert "GB free" in said
 
 
