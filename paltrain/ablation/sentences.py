@@ -82,8 +82,8 @@ def _hear_little(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         share = row.heard.get(HEARING_TASK)
         if share is not None and share.mean < HEARING_SHARE:
-            reason = row.variant.note or "its configuration notes no reason."
+            noted = row.variant.note or "nothing that would explain it."
             yield (
                 f"{row.variant.name} answers {100 * share.mean:.1f} % of {HEARING_TASK} right, "
-                f"under {100 * HEARING_SHARE:.0f} %: {reason}"
+                f"under {100 * HEARING_SHARE:.0f} %; noted of it: {noted}"
             )

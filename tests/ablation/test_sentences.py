@@ -67,7 +67,7 @@ def test_an_arm_that_hears_little_is_named_with_its_reason():
     pal = row("pal", {"which_sound": [0.5]}, note="Its encoder is random.")
     said = sentences(results(plits, pal))
     assert said[-1] == (
-        "pal answers 50.0 % of which_sound right, under 85 %: Its encoder is random."
+        "pal answers 50.0 % of which_sound right, under 85 %; noted of it: Its encoder is random."
     )
     assert len(said) == 2
 
