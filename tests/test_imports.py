@@ -1,6 +1,6 @@
 """The direction of imports, read from the source text, and what stays free of torch.
 
-    tools -> cluster -> run, bench, report -> train -> eval -> model, data -> encoders
+    tools -> cluster -> ablation -> run, bench, report -> train -> eval -> model, data -> encoders
           -> config, batch, comm, cli -> log, errors
 
 An import counts wherever it stands, also inside a function; only for circles does one inside a

@@ -288,7 +288,8 @@ class FeatureDtype(Enum):
 
 @dataclass
 class EncoderConfig:
-    """An audio encoder: its type (`paltrain.encoders.ENCODERS`), weights and options."""
+    """An audio encoder: its type (`paltrain.encoders.ENCODERS`, or MODULE:CLASS), weights and
+    options."""
 
     type: str = "logmel"
     path: str | None = None  # folder or hub name of the weights, where it has any

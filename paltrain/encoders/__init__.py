@@ -1,7 +1,9 @@
 """Audio encoders by type. Each is one module behind `AudioEncoder`, imported when it is asked for.
 
-A further one is a module with such a class and a line in `ENCODERS`. The module imports torch and
-transformers only where it builds and encodes: what its `facts` says is asked where there is none.
+A further one is a module with such a class and a line in `ENCODERS`; a class of your own needs no
+line: its type is where it can be imported from, `my_package.my_module:MyEncoder`. The module
+imports torch and transformers only where it builds and encodes: what its `facts` says is asked
+where there is none.
 """
 
 from __future__ import annotations
@@ -93,10 +95,22 @@ def encoder_facts(
 
 
 def _class_of(type: str) -> Any:
-    if type not in ENCODERS:
-        raise ConfigError(unknown_name("encoder type", type, list(ENCODERS)))
-    module, _, name = ENCODERS[type].partition(":")
-    return getattr(import_module(module), name)
+    if type not in ENCODERS and ":" not in type:
+        raise ConfigError(unknown_name("encoder type", type, [*ENCODERS, "MODULE:CLASS"]))
+    module, _, name = _place_of(type).partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        if type in ENCODERS:
+            raise
+        raise ConfigError(
+            f"encoder type '{type}': {error}; it names a class as MODULE:CLASS, importable where "
+            "this runs (PYTHONPATH)"
+        ) from error
+
+
+def _place_of(type: str) -> str:
+    return ENCODERS.get(type, type)
 
 
 def _given(path: str | None, revision: str | None) -> dict[str, str]:
@@ -105,4 +119,4 @@ def _given(path: str | None, revision: str | None) -> dict[str, str]:
 
 
 def _no_such_options(type: str, error: TypeError) -> str:
-    return f"encoder '{type}': {error}; see {ENCODERS[type].partition(':')[0]}"
+    return f"encoder '{type}': {error}; see {_place_of(type).partition(':')[0]}"
