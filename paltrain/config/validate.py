@@ -6,36 +6,35 @@ Each check yields `Fault`s (the dotted key's parts and a sentence: rule, actual 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from os.path import normpath
 from typing import Any
 
 from paltrain.config.report import Fault, KeyPath, show
+from paltrain.config.rules import (
+    ABOVE_ZERO,
+    AT_LEAST_ONE,
+    NOT_EMPTY,
+    NOT_NEGATIVE,
+    SHARE,
+    Rule,
+    look,
+    one_of,
+)
 from paltrain.config.schema import (
     AblationConfig,
-    ConnectorConfig,
-    ConnectorType,
     EvalConfig,
     FeaturesConfig,
-    LayerProjection,
-    ModelConfig,
     QuestionFilter,
-    Route,
-    StreamConfig,
-    SummaryBy,
     TrainConfig,
 )
-from paltrain.errors import unknown_name
+from paltrain.config.validate_model import faults_of_model, faults_of_stream
 
-ATTENTION_BACKENDS = ["auto", "flash_attn", "torch", "sdpa"]
 ENGINES = ["deepspeed"]
 WANDB_MODES = ["offline", "online", "disabled"]
-MIN_VOCABULARY = 300  # 256 bytes, the special tokens and some merges
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-STREAM_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 SLICE = re.compile(r"(\d+)/(\d+)")
 
@@ -50,38 +49,6 @@ def faults_of(config: Any) -> Iterator[Fault]:
     }
     if type(config) in checks:
         yield from checks[type(config)](config)
-
-
-# ---- rules about one value -----------------------------------------------------------------
-
-Rule = tuple[str, Callable[[Any], bool]]
-
-AT_LEAST_ONE: Rule = ("must be at least 1", lambda value: value >= 1)
-NOT_NEGATIVE: Rule = (
-    "must be a finite number of at least 0",
-    lambda value: math.isfinite(value) and value >= 0,
-)
-ABOVE_ZERO: Rule = (
-    "must be a finite number above 0",
-    lambda value: math.isfinite(value) and value > 0,
-)
-SHARE: Rule = ("must lie between 0 and 1", lambda value: 0 <= value <= 1)
-NOT_EMPTY: Rule = ("must not be empty", lambda value: len(value) > 0)
-
-
-def _look(config: Any, rules: Mapping[str, Rule], prefix: KeyPath = ()) -> Iterator[Fault]:
-    """Hold each dotted key of `config` to its rule; null stands for a default and is right."""
-    for key, (sentence, holds) in rules.items():
-        value, path = config, tuple(key.split("."))
-        for name in path:
-            value = getattr(value, name)
-        if value is not None and not holds(value):
-            yield Fault((*prefix, *path), f"{sentence}, is {show(value)}")
-
-
-def _one_of(path: KeyPath, kind: str, name: str, valid: list[str]) -> Iterator[Fault]:
-    if name not in valid:
-        yield Fault(path, unknown_name(kind, name, valid))
 
 
 # ---- one training run ----------------------------------------------------------------------
@@ -130,120 +97,21 @@ TRAIN_RULES: Mapping[str, Rule] = {
 
 
 def _train(config: TrainConfig) -> Iterator[Fault]:
-    yield from _look(config, TRAIN_RULES)
+    yield from look(config, TRAIN_RULES)
     if not RUN_NAME.fullmatch(config.run.name):
         yield Fault(
             ("run", "name"),
             f"names a folder: letters, digits, '.', '_' and '-' only, is {show(config.run.name)}",
         )
-    yield from _model(config)
+    yield from faults_of_model(config)
     for name, stream in config.model.streams.items():
-        yield from _stream(config.model, name, stream)
+        yield from faults_of_stream(config.model, name, stream)
     yield from _data(config)
     yield from _stage(config)
     yield from _optimizer(config)
-    yield from _one_of(("engine", "name"), "engine", config.engine.name, ENGINES)
+    yield from one_of(("engine", "name"), "engine", config.engine.name, ENGINES)
     mode = config.logging.wandb_mode
-    yield from _one_of(("logging", "wandb_mode"), "wandb mode", mode, WANDB_MODES)
-
-
-def _model(config: TrainConfig) -> Iterator[Fault]:
-    model, path = config.model, ("model",)
-    if not (model.llm or model.architecture or config.stage.init_from):
-        yield Fault(
-            path,
-            "names no LLM: set model.llm (a folder or hub name), model.architecture (a fresh one) "
-            "or stage.init_from (a finished run)",
-        )
-    if model.llm and model.architecture:
-        sentence = "a fresh LLM and model.llm exclude each other: drop one"
-        yield Fault((*path, "architecture"), sentence)
-    if model.architecture is not None and "model_type" not in model.architecture:
-        yield Fault((*path, "architecture"), "must say its model_type, e.g. model_type: llama")
-    yield from _one_of(
-        (*path, "attention_backend"),
-        "attention backend",
-        model.attention_backend,
-        ATTENTION_BACKENDS,
-    )
-    yield from _tokenizer(config)
-
-
-def _tokenizer(config: TrainConfig) -> Iterator[Fault]:
-    model, size = config.model, config.model.tokenizer_vocab_size
-    if size is not None and size < MIN_VOCABULARY:
-        yield Fault(
-            ("model", "tokenizer_vocab_size"), f"must be at least {MIN_VOCABULARY}, is {size}"
-        )
-    if size is not None and model.tokenizer is not None:
-        yield Fault(
-            ("model", "tokenizer_vocab_size"),
-            "trains a tokenizer, and model.tokenizer names a ready one: drop one of the two",
-        )
-    has_one = model.llm or model.tokenizer or size or config.stage.init_from
-    if model.architecture and not has_one:
-        yield Fault(
-            ("model", "tokenizer"),
-            "a fresh LLM needs one: name it, or train it with model.tokenizer_vocab_size=1024",
-        )
-
-
-def _stream(model: ModelConfig, name: str, stream: StreamConfig) -> Iterator[Fault]:
-    path = ("model", "streams", name)
-    if not STREAM_NAME.fullmatch(name):
-        yield Fault(
-            path, "is part of parameter names: letters, digits and '_' only, no dot; rename it"
-        )
-    if not _are_layers(stream.layers):
-        yield Fault(
-            (*path, "layers"),
-            "must be all, {start: k} with k of at least 0, {every: n} with n of at least 1, both "
-            f"of these, or a list of different layer numbers, is {show(stream.layers)}",
-        )
-    if stream.route is Route.plits and stream.layers != "all":
-        yield Fault(
-            (*path, "layers"), "a choice of layers needs route: lal or xattn (plits passes all)"
-        )
-    if stream.route is not Route.lal and stream.layer_projection is not LayerProjection.shared:
-        yield Fault((*path, "layer_projection"), "a map for each layer needs route: lal")
-    yield from _connector(model, stream.connector, (*path, "connector"))
-
-
-def _are_layers(layers: Any) -> bool:
-    def is_layer(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-    if isinstance(layers, Mapping):
-        every = layers.get("every", 1)
-        known = bool(layers) and set(layers) <= {"start", "every"}
-        return known and is_layer(layers.get("start", 0)) and is_layer(every) and every >= 1
-    if isinstance(layers, list):
-        distinct = len(set(map(repr, layers))) == len(layers)
-        return bool(layers) and all(map(is_layer, layers)) and distinct
-    return bool(layers == "all")
-
-
-CONNECTOR_RULES: Mapping[str, Rule] = {
-    "frame_stack": AT_LEAST_ONE,
-    "hidden_width": AT_LEAST_ONE,
-    "n_latents": AT_LEAST_ONE,
-    "n_summary": AT_LEAST_ONE,
-    "n_heads": AT_LEAST_ONE,
-    "n_layers": AT_LEAST_ONE,
-}
-
-
-def _connector(model: ModelConfig, connector: ConnectorConfig, path: KeyPath) -> Iterator[Fault]:
-    yield from _look(connector, CONNECTOR_RULES, path)
-    width = connector.hidden_width or (model.architecture or {}).get("hidden_size")
-    by_latents = connector.type is ConnectorType.resampler or (
-        connector.type is ConnectorType.summary and connector.summary_by is SummaryBy.queries
-    )
-    if by_latents and isinstance(width, int):
-        n_heads = connector.n_heads
-        if n_heads >= 1 and width % n_heads:
-            sentence = f"must divide the width {width} of the learned queries, is {n_heads}"
-            yield Fault((*path, "n_heads"), sentence)
+    yield from one_of(("logging", "wandb_mode"), "wandb mode", mode, WANDB_MODES)
 
 
 FILTER_RULES: Mapping[str, Rule] = {
@@ -264,7 +132,7 @@ PART_RULES: Mapping[str, Rule] = {
 
 
 def _filter(filter_: QuestionFilter, path: KeyPath) -> Iterator[Fault]:
-    yield from _look(filter_, FILTER_RULES, path)
+    yield from look(filter_, FILTER_RULES, path)
     least, most = filter_.min_duration_s, filter_.max_duration_s
     if least is not None and most is not None and least > most:
         sentence = f"must not exceed {'.'.join(path)}.max_duration_s={most:g}, is {least:g}"
@@ -277,11 +145,11 @@ def _data(config: TrainConfig) -> Iterator[Fault]:
     for name, part in data.mixture.items():
         path = ("data", "mixture", name)
         yield from _filter(part, path)
-        yield from _look(part, PART_RULES, path)
+        yield from look(part, PART_RULES, path)
         if part.manifest is not None:
             kind = "manifest (one of data.manifests)"
             valid = [normpath(manifest) for manifest in data.manifests]
-            yield from _one_of((*path, "manifest"), kind, normpath(part.manifest), valid)
+            yield from one_of((*path, "manifest"), kind, normpath(part.manifest), valid)
     if data.questions_per_visit > data.batch_questions:
         yield Fault(
             ("data", "questions_per_visit"),
@@ -364,14 +232,14 @@ def _features(config: FeaturesConfig) -> Iterator[Fault]:
             lambda names: bool(names) and all(map(DEVICE.fullmatch, names)),
         ),
     }
-    yield from _look(config, {**rules, **ARRAY_RULES})
+    yield from look(config, {**rules, **ARRAY_RULES})
     for name, encoder in config.encoders.items():
         path = ("encoders", name)
         if not RUN_NAME.fullmatch(name):
             yield Fault(path, "names a folder: letters, digits, '.', '_' and '-' only; rename it")
-        yield from _look(encoder, {"pool": AT_LEAST_ONE}, path)
+        yield from look(encoder, {"pool": AT_LEAST_ONE}, path)
     for name in config.only or ():
-        yield from _one_of(("only",), "encoder", name, list(config.encoders))
+        yield from one_of(("only",), "encoder", name, list(config.encoders))
 
 
 def _is_slice(text: str) -> bool:
@@ -389,7 +257,7 @@ def _evaluation(config: EvalConfig) -> Iterator[Fault]:
         "max_new_tokens": AT_LEAST_ONE,
         "seed": NOT_NEGATIVE,
     }
-    yield from _look(config, {**rules, **ARRAY_RULES})
+    yield from look(config, {**rules, **ARRAY_RULES})
 
 
 # ---- ablations -----------------------------------------------------------------------------
@@ -397,16 +265,16 @@ def _evaluation(config: EvalConfig) -> Iterator[Fault]:
 
 def _ablation(config: AblationConfig) -> Iterator[Fault]:
     rules: Mapping[str, Rule] = {"arms": NOT_EMPTY, "seeds": NOT_EMPTY, "parallel": AT_LEAST_ONE}
-    yield from _look(config, {**rules, **ARRAY_RULES})
+    yield from look(config, {**rules, **ARRAY_RULES})
     for name, arm in config.arms.items():
         if not RUN_NAME.fullmatch(name):
             yield Fault(
                 ("arms", name),
                 "names folders: letters, digits, '.', '_' and '-' only; rename it",
             )
-        yield from _look(arm, {"stages": NOT_EMPTY}, ("arms", name))
+        yield from look(arm, {"stages": NOT_EMPTY}, ("arms", name))
     if config.baseline_arm is not None:
-        yield from _one_of(("baseline_arm",), "arm", config.baseline_arm, list(config.arms))
+        yield from one_of(("baseline_arm",), "arm", config.baseline_arm, list(config.arms))
     for seed in config.seeds:
         if seed < 0:
             yield Fault(("seeds",), f"{NOT_NEGATIVE[0]}, one is {seed}")
