@@ -22,11 +22,18 @@ from cluster.preflight.weights import (
 )
 from paltrain.config.schema import TrainConfig
 from paltrain.data.shards import stamp_differences
-from paltrain.model.build import STREAM_FIELDS, stream_spec, template_fields, tokenizer_source
+from paltrain.model.build import (
+    _form_fields,
+    _lora,
+    stream_spec,
+    template_fields,
+    tokenizer_source,
+)
 from paltrain.model.tokenization import tokenizer_hash
 from paltrain.run_folder import find_init_folder
 
 UNKNOWN_WIDTH = 1  # of a stream without a stamp: what trains can be looked up all the same
+FORM_DEFAULTS: Mapping[str, Any] = {"streams": {}, "lora": None, "plits_sees_lal": True}
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 
 
@@ -34,12 +41,13 @@ TOKENIZER_FILES = ("*.json", "*.jinja", "*.model")
 class Start:
     """What a run starts from.
 
-    llm: fields of the LLM's configuration. streams: of the PalModel, empty for a bare LLM. where:
-    in words. folder: None where an earlier run of the chain makes it, or it is fresh.
+    llm: fields of the LLM's configuration. form: streams, lora and plits_sees_lal of the PalModel,
+    None for a bare LLM. where: in words. folder: None where an earlier run of the chain makes it,
+    or it is fresh.
     """
 
     llm: Mapping[str, Any]
-    streams: Mapping[str, Mapping[str, Any]]
+    form: Mapping[str, Any] | None
     where: str
     folder: Path | None = None
 
@@ -57,8 +65,8 @@ def look_at_model(
         _look_at_weights(start.folder, findings)
     elif start.where:
         findings.good.append(f"starts from {start.where}")
-    if start.streams:
-        findings.problems += _other_form(job.config, start, stamps)
+    if start.form:
+        findings.problems += _other_form(job.config, start.form, start.where, stamps)
     _look_at_tokenizer(job, start, chain, findings)
 
 
@@ -75,14 +83,15 @@ def start_of(job: Job, chain: Chain) -> Start:
         return _trained_by(before, chain)
     folder = find_init_folder(config)
     if folder is None and config.model.llm is None:
-        return Start(dict(config.model.architecture or {}), {}, "a fresh LLM")
+        return Start(dict(config.model.architecture or {}), None, "a fresh LLM")
     if folder is None:
         assert config.model.llm is not None
         folder = local_folder(config.model.llm, "model.llm", environment=job.environment)
     fields = read_json(folder / CONFIG)
     if fields.get("model_type") == "pal":
-        return Start(fields["llm_config"], fields["streams"], str(folder), folder)
-    return Start(fields, {}, str(folder), folder)
+        form = {key: fields.get(key, default) for key, default in FORM_DEFAULTS.items()}
+        return Start(fields["llm_config"], form, str(folder), folder)
+    return Start(fields, None, str(folder), folder)
 
 
 def _trained_by(before: Job, chain: Chain) -> Start:
@@ -91,7 +100,7 @@ def _trained_by(before: Job, chain: Chain) -> Start:
     stamps = chain.stamps.get(before.folder.name, {})
     return Start(
         llm_fields(before, start_of(before, chain)),
-        stream_specs(before.config, stamps),
+        form_of(before.config, stamps) if before.config.model.streams else None,
         f"the run {before.folder.name} of this chain",
     )
 
@@ -115,6 +124,15 @@ def stream_specs(
     }
 
 
+def form_of(config: TrainConfig, stamps: Mapping[str, Stamp | None]) -> dict[str, Any]:
+    """What `PalConfig` keeps of the run's form."""
+    return {
+        "streams": stream_specs(config, stamps),
+        "lora": _lora(config),
+        "plits_sees_lal": config.model.plits_sees_lal,
+    }
+
+
 # ---- weights, form -------------------------------------------------------------------------------
 
 
@@ -128,31 +146,33 @@ def _look_at_weights(folder: Path, findings: Findings) -> None:
 
 
 def _other_form(
-    config: TrainConfig, start: Start, stamps: Mapping[str, Stamp | None]
+    config: TrainConfig, form: Mapping[str, Any], where: str, stamps: Mapping[str, Stamp | None]
 ) -> Iterator[str]:
-    """Where the run's streams are not those of the trained model, or hear another encoder."""
-    mine = stream_specs(config, stamps)
+    """Where the trained model is of another form than the run's, or heard another encoder.
+
+    form: of the trained model. As when the run starts (`paltrain.model.build`), only adapters may
+    be new.
+    """
+    there, here = _form_fields(form), _form_fields(form_of(config, stamps))
+    if form["lora"] is None:
+        there["lora"] = here["lora"]
     differences = [
-        f"streams.{name}.{field}: {start.streams.get(name, {}).get(field)!r} there, "
-        f"{mine.get(name, {}).get(field)!r} here"
-        for name in sorted({*start.streams, *mine})
-        for field in STREAM_FIELDS
-        if not _may_be_equal(
-            start.streams.get(name, {}).get(field), mine.get(name, {}).get(field), field
-        )
+        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if not _may_be_equal(there.get(name), here.get(name), name)
     ]
     if differences:
         yield (
-            f"stage.init_from: the model of {start.where} is of another form than this run "
+            f"stage.init_from: the model of {where} is of another form than this run "
             f"({'; '.join(differences)}): start from one of the same form, or from a bare LLM"
         )
     for name, stream in config.model.streams.items():
-        trained_on = start.streams.get(name, {}).get("encoder")
-        yield from other_encoder(name, stream.features, stamps.get(name), trained_on, start.where)
+        trained_on = form["streams"].get(name, {}).get("encoder")
+        yield from other_encoder(name, stream.features, stamps.get(name), trained_on, where)
 
 
-def _may_be_equal(there: Any, here: Any, field: str) -> bool:
-    return there == here or (field == "width" and UNKNOWN_WIDTH in (there, here))
+def _may_be_equal(there: Any, here: Any, name: str) -> bool:
+    return there == here or (name.endswith(".width") and UNKNOWN_WIDTH in (there, here))
 
 
 def other_encoder(

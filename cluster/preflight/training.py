@@ -12,7 +12,7 @@ from cluster.folder import read_lines
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
 from cluster.preflight.data import Wanted, look_at_data
-from cluster.preflight.model import llm_fields, look_at_model, start_of, stream_specs
+from cluster.preflight.model import form_of, llm_fields, look_at_model, start_of
 from cluster.queue import Queue
 from paltrain.config.schema import Dtype, TrainConfig
 from paltrain.data.build import filters_of
@@ -124,7 +124,7 @@ def _look_at_size(
         {
             "what": "model",
             "llm": llm_fields(job, start),
-            "streams": stream_specs(config, stamps),
+            **form_of(config, stamps),
             "trainable": config.stage.trainable,
             "lr_by_pattern": config.optimizer.lr_by_pattern,
         },

@@ -42,7 +42,8 @@ def attention(question: Mapping[str, Any]) -> Answer:
 
 
 def model_size(question: Mapping[str, Any]) -> Answer:
-    """llm (fields of its configuration), streams, trainable, lr_by_pattern: parameters by number.
+    """llm (fields of its configuration), streams, lora, plits_sees_lal, trainable, lr_by_pattern:
+    parameters by number.
 
     All that the run itself would refuse of these is refused here.
     """
@@ -56,7 +57,8 @@ def model_size(question: Mapping[str, Any]) -> Answer:
     try:
         with torch.device("meta"):
             llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
-            model = PalModel.from_llm(llm, streams=question["streams"])
+            form = {key: question[key] for key in ("streams", "lora", "plits_sees_lal")}
+            model = PalModel.from_llm(llm, **form)
     except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise ModelError(f"the LLM's configuration makes no model: {error}") from error
     set_trainable(model, question["trainable"])
