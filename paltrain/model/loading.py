@@ -11,11 +11,25 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from paltrain.errors import ModelError
 
 N_NAMED = 6  # parameters that a message names
+
+
+def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A pretrained decoder by folder or hub name."""
+    try:
+        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder "
+            "that `save_pretrained` wrote, or a hub name that is in the local cache"
+        ) from error
+    return llm
 
 
 def load_whole(

@@ -35,21 +35,19 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from paltrain.batch import Batch, BatchBuilder, IntArray, PackedFeatures
-from paltrain.errors import ModelError, unknown_name
+from paltrain.batch import Batch, BatchBuilder, IntArray
+from paltrain.errors import ModelError
 from paltrain.model import adapters, lal, xattn
 from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.cache import ConversationCache
 from paltrain.model.configuration import ROUTES, PalConfig
-from paltrain.model.connectors import LayerProjection, build_connector, sinusoids
 from paltrain.model.context import BlocksAt, DecodeContext, PackedContext
 from paltrain.model.cost import DecoderShape
 from paltrain.model.generation import finished_answers, without_last_tokens
-from paltrain.model.layers import layers_of_stream
 from paltrain.model.layout import Layout
-from paltrain.model.loading import load_whole
+from paltrain.model.loading import load_llm, load_whole
 from paltrain.model.segments import DevicePlan
-from paltrain.model.xattn import CrossAudio, GatedCrossAttention
+from paltrain.model.streams import AudioStream, check_features
 
 
 @dataclass
@@ -59,42 +57,6 @@ class PalOutput:
 
     loss_sum: Tensor
     n_targets: float
-
-
-class AudioStream(nn.Module):
-    """One encoder's way into the LLM: its connector, for LAL the P_l of the layers it reaches, for
-    cross-attention the blocks before them."""
-
-    def __init__(
-        self, spec: Mapping[str, Any], *, shape: DecoderShape, layers: tuple[int, ...]
-    ) -> None:
-        super().__init__()
-        self.spec = dict(spec)
-        self.connector = build_connector(
-            spec["connector"], width=spec["width"], model_width=shape.width
-        )
-        kind, route = spec["layer_projection"], spec["route"]
-        projected = layers if route == "lal" and kind != "shared" else ()
-        self.layer_projections = nn.ModuleDict(
-            {str(layer): LayerProjection(shape.width, kind) for layer in projected}
-        )
-        self.blocks = nn.ModuleDict(
-            {
-                str(layer): GatedCrossAttention(
-                    shape.width, n_heads=shape.n_heads, head_dim=shape.head_dim
-                )
-                for layer in (layers if route == "xattn" else ())
-            }
-        )
-
-    def forward(self, features: PackedFeatures | None) -> Tensor:
-        """(A, D); for a batch without this stream's audio, the tokens of one zero frame."""
-        if features is None or not features.n_frames.sum():
-            like = next(self.connector.parameters())
-            frame = torch.zeros(1, self.spec["width"], device=like.device, dtype=like.dtype)
-            features = PackedFeatures(frame, np.ones(1, np.int64))
-        out: Tensor = self.connector(features)
-        return out
 
 
 class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -117,18 +79,11 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         )
         self._keys_and_values = lal.install(self.llm)
         shape = DecoderShape.of(config.llm_config)
-        layers = {
-            name: _check_stream(name, spec, shape.n_layers) for name, spec in config.streams.items()
-        }
         self.streams = nn.ModuleDict(
-            {
-                name: AudioStream(spec, shape=shape, layers=layers[name])
-                for name, spec in config.streams.items()
-            }
+            {name: AudioStream(name, spec, shape=shape) for name, spec in config.streams.items()}
         )
-        lal_streams = [name for name in config.streams if self._route(name) == "lal"]
         self._streams_at = tuple(
-            tuple(name for name in lal_streams if layer in layers[name])
+            tuple(s.name for s in self._audio_streams("lal") if layer in s.layers)
             for layer in range(shape.n_layers)
         )
         xattn.install(self.llm.get_decoder().layers, self._blocks_at())
@@ -219,7 +174,8 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         for name in self.config.streams:
             features = batch.features.get(name)
             n_frames = np.zeros(batch.n_clips, np.int64) if features is None else features.n_frames
-            tokens[self._route(name)][name] = self.n_audio_tokens(n_frames, name)
+            route = self.config.streams[name]["route"]
+            tokens[route][name] = self.n_audio_tokens(n_frames, name)
         return Layout(batch, **tokens, plits_sees_lal=self.config.plits_sees_lal)
 
     def n_audio_tokens(self, n_frames: IntArray, stream: str) -> IntArray:
@@ -234,7 +190,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         cache: ConversationCache | None = None,
     ) -> Tensor:
         """Logits (M, V) at `text_tokens` (M,), numbered as in `batch.token_ids`."""
-        _check_features(batch, self.config.streams)
+        check_features(batch, self.config.streams)
         audio = {name: stream(batch.features.get(name)) for name, stream in self.streams.items()}
         embeddings = self._embed(batch, layout, audio)
         out = self.llm(
@@ -272,51 +228,32 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
                 for names in set(self._streams_at)
             },
             audio={
-                name: self._audio_states(name, audio[name], layout)
-                for name in self.streams
-                if self._route(name) == "lal"
+                stream.name: stream.lal_states(audio[stream.name], layout, decoder.rotary_emb)
+                for stream in self._audio_streams("lal")
             },
             layers=decoder.layers,
             keys_and_values=self._keys_and_values,
             blocks=self._blocks_at(),
             cross={
-                name: self._cross_audio(name, audio[name], layout)
-                for name in self.streams
-                if self._route(name) == "xattn"
+                stream.name: stream.cross_audio(audio[stream.name], layout)
+                for stream in self._audio_streams("xattn")
             },
             span=int(layout.end_positions.max(initial=0)),
             backend=self.config.attention_backend,
             cache=cache,
         )
 
-    def _audio_states(self, name: str, states_AD: Tensor, layout: Layout) -> lal.AudioStates:
-        positions = layout.lal_positions[name]
-        if len(positions) < len(states_AD):  # the dummy of a stream without audio
-            positions = np.zeros(len(states_AD), np.int64)
-        rotary = self.llm.get_decoder().rotary_emb
-        cos, sin = rotary(states_AD, torch.from_numpy(positions).to(states_AD.device)[None])
-        stream: Any = self.streams[name]
-        return lal.AudioStates(states_AD, (cos, sin), dict(stream.layer_projections.items()))
-
-    def _cross_audio(self, name: str, states_AD: Tensor, layout: Layout) -> CrossAudio:
-        positions = layout.positions_in_clip(name)
-        if len(positions) < len(states_AD):  # the dummy of a stream without audio
-            positions = np.arange(len(states_AD))
-        table = sinusoids(int(positions.max()) + 1, states_AD.shape[1], states_AD)
-        plan = DevicePlan.of(layout.cross_plan(name), states_AD.device)
-        index = torch.from_numpy(positions).to(states_AD.device)
-        return CrossAudio(states_AD, table.index_select(0, index), plan)
+    def _audio_streams(self, route: str) -> list[AudioStream]:
+        """The streams of a route, in config order."""
+        streams: Any = self.streams.values()
+        return [stream for stream in streams if stream.spec["route"] == route]
 
     def _blocks_at(self) -> BlocksAt:
         blocks: dict[int, dict[str, Any]] = {}
-        streams: Any = self.streams
-        for name, stream in streams.items():
-            for layer, block in stream.blocks.items():
-                blocks.setdefault(int(layer), {})[name] = block
+        for stream in self._audio_streams("xattn"):
+            for layer in stream.layers:
+                blocks.setdefault(layer, {})[stream.name] = stream.blocks[str(layer)]
         return blocks
-
-    def _route(self, name: str) -> str:
-        return str(self.config.streams[name]["route"])
 
     # ---- generation ------------------------------------------------------------------------------
 
@@ -423,39 +360,6 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         self.llm.set_output_embeddings(value)
-
-
-def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A pretrained decoder by folder or hub name."""
-    try:
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder "
-            "that `save_pretrained` wrote, or a hub name that is in the local cache"
-        ) from error
-    return llm
-
-
-def _check_stream(name: str, spec: Mapping[str, Any], n_layers: int) -> tuple[int, ...]:
-    """The layers a stream reaches; refuses routes, projections and names that do not exist."""
-    if spec["route"] not in ROUTES:
-        raise ModelError(f"stream '{name}': {unknown_name('route', spec['route'], list(ROUTES))}")
-    if "." in name:
-        raise ModelError(f"stream '{name}': a name has no dots, for parameters are named after it")
-    return layers_of_stream(spec["layers"], n_layers=n_layers, stream=name)
-
-
-def _check_features(batch: Batch, streams: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, features in batch.features.items():
-        if name not in streams:
-            raise ModelError(unknown_name("stream", name, list(streams)))
-        width = streams[name]["width"]
-        if features.values.shape[-1] != width:
-            raise ModelError(
-                f"stream '{name}' takes features of width {width}, but they have width "
-                f"{features.values.shape[-1]}: use the store that the model was trained with"
-            )
 
 
 AutoConfig.register("pal", PalConfig, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.model.conftest import pal_of, stream, tiny_llm
+from tests.model.conftest import FAMILIES, pal_of, stream, tiny_llm
 
 LORA = {"rank": 2, "alpha": 4.0, "target_modules": ["q_proj", "k_proj", "v_proj", "down_proj"]}
 
@@ -51,6 +51,9 @@ FURTHER: dict[str, dict[str, Any]] = {
     },
 }
 FORMS = PAPER | FURTHER
+# (family, form): the paper's forms in every family, the others in one.
+CASES = [(family, form) for form in PAPER for family in FAMILIES]
+CASES += [("qwen3", form) for form in FURTHER]
 WITH_LAL = [name for name in PAPER if "lal" in name or name == "pal"]
 
 

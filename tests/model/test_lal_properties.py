@@ -18,7 +18,7 @@ from paltrain.model.attention import resolve_backend
 from paltrain.model.modeling import PalModel
 from tests.model.conftest import Forest, mixed_batch, pal_of, tiny_llm
 from tests.model.dense import conversation_logits
-from tests.model.forms import FORMS, PAPER, WITH_LAL, model_of, streams_of
+from tests.model.forms import CASES, FORMS, PAPER, WITH_LAL, model_of, streams_of
 
 CLOSE = {"rtol": 1e-6, "atol": 1e-6}  # RMSNorm and RoPE compute in float32 inside the families
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -108,7 +108,7 @@ def twins(form: str, family: str, *, n_layers: int) -> tuple[PalModel, PalModel,
 # ---- 3: a dense reference ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("family", "form"), CASES)
 def test_logits_equal_the_dense_reference(family: str, form: str) -> None:
     model = model_of(form, family)
     batch = mixed_batch(streams_of(form))
@@ -118,7 +118,7 @@ def test_logits_equal_the_dense_reference(family: str, form: str) -> None:
         torch.testing.assert_close(logits[text_rows(batch, int(leaf))], expected, **CLOSE)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("family", "form"), CASES)
 def test_gradients_equal_the_dense_reference(family: str, form: str) -> None:
     model = model_of(form, family)
     forest = Forest(streams=streams_of(form))
@@ -180,7 +180,7 @@ def question_batch(conversations: list[list[int]], streams: tuple[str, ...]) -> 
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("family", "form"), CASES)
 def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> None:
     model = model_of(form, family)
 
@@ -214,7 +214,7 @@ def test_loss_and_gradient_do_not_depend_on_packing(family: str, form: str) -> N
 # ---- 5: cached decoding --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("family", "form"), CASES)
 def test_cached_decoding_equals_the_full_forward_token_by_token(family: str, form: str) -> None:
     model = model_of(form, family)
     streams = streams_of(form)
