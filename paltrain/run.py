@@ -138,18 +138,9 @@ def _train(folder: RunFolder, stop: StopFlag) -> int:
     init_folder = find_init_folder(config)
     from paltrain.train.build import Paths, build_training
 
-    paths = Paths(
-        tokenizer=folder.tokenizer,
-        checkpoints=folder.checkpoints,
-        metrics=folder.metrics,
-        bad_samples=folder.bad_samples,
-        wandb=folder.path,
-        model=folder.model,
-        status=folder.status,
-    )
     with build_training(
         config,
-        paths,
+        Paths.of(folder),
         init_folder=init_folder,
         code_version=folder.code_version(),
         stop=stop,

@@ -167,16 +167,7 @@ def _parts(form: Form, comm: Comm) -> tuple[TrainConfig, Parts]:
     if not (folder.model / "config.json").is_file():
         raise ModelError(f"no exported model in {folder.path}: let its run finish")
     config = load_config(TrainConfig, [folder.config])
-    paths = Paths(
-        tokenizer=folder.tokenizer,
-        checkpoints=folder.checkpoints,
-        metrics=folder.metrics,
-        bad_samples=folder.bad_samples,
-        wandb=folder.path,
-        model=folder.model,
-        status=folder.status,
-    )
-    return config, make_parts(config, comm, paths, folder.model)
+    return config, make_parts(config, comm, Paths.of(folder), folder.model)
 
 
 def _collated(config: TrainConfig, parts: Parts, micro_batches: MicroBatches) -> list[Batch]:

@@ -53,6 +53,7 @@ from paltrain.model.build import (
 from paltrain.model.cost import visit_costs
 from paltrain.model.modeling import PalModel
 from paltrain.model.tokenization import load_tokenizer, tokenizer_hash
+from paltrain.run_folder import RunFolder
 from paltrain.status import StatusFile
 from paltrain.train.checkpoint import Checkpoints, Progress, frozen_hash
 from paltrain.train.console import TrainingConsole
@@ -83,6 +84,18 @@ class Paths:
     wandb: Path
     model: Path
     status: StatusFile
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> Paths:
+        return cls(
+            tokenizer=folder.tokenizer,
+            checkpoints=folder.checkpoints,
+            metrics=folder.metrics,
+            bad_samples=folder.bad_samples,
+            wandb=folder.path,
+            model=folder.model,
+            status=folder.status,
+        )
 
 
 class TrainingJob:
