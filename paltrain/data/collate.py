@@ -7,8 +7,8 @@
     1. Each question is rendered; its trunk (text and clips before the branch) is shared with the
        visit's other questions whose token ids, clips and targets there are equal.
     2. The clips' frames are read into one buffer a stream, end to end in piece order, by several
-       threads; streams that hear the same frames of one store share it. A clip that can't be read leaves zeros and makes its questions weigh nothing: it
-       keeps its place in the plan.
+       threads; streams that hear the same frames of one store share it. A clip that can't be
+       read leaves zeros and makes its questions weigh nothing: it keeps its place in the plan.
     3. Targets: those of a shared piece weigh as many times as it has questions.
 
 Costs: one copy from file to buffer; buffers are used again once no tensor looks at them.

@@ -110,6 +110,18 @@ def test_each_clip_gets_its_own_frames_in_the_order_of_pieces(stream):
     assert packed.values[:, 0].tolist() == [7.0] * 12 + [2.0] * 7 + [6.0] * 11
 
 
+def test_streams_of_one_store_share_their_frames_where_they_hear_the_same(store, corpus):
+    """Two ways of one encoder's features: read once, moved once."""
+    full, summary = (join_store(name, store, corpus)[0] for name in ("full", "summary"))
+    cut = join_store("cut", store, corpus, max_frames=5, truncate=True)[0]
+    batch = pack([[ask("a", "b", clips=[1])], [ask("a", "c", clips=[6])]], [full, summary, cut])
+    values = {name: features.values for name, features in batch.features.items()}
+    assert values["summary"].data_ptr() == values["full"].data_ptr() != values["cut"].data_ptr()
+    assert [len(values[name]) for name in ("full", "summary", "cut")] == [17, 17, 10]
+    moved = batch.to("meta").features
+    assert moved["summary"].values is moved["full"].values is not moved["cut"].values
+
+
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_a_truncated_clip_keeps_its_beginning(tmp_path, corpus, dtype):
     store = write_store(tmp_path / dtype, tiny_features(tiny_clips()), dtype=dtype)
