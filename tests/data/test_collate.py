@@ -144,6 +144,7 @@ class Torn:
     def __init__(self, stream: StreamFeatures, clip: int) -> None:
         self._stream, self._clip = stream, clip
         self.name, self.n_frames, self.width = stream.name, stream.n_frames, stream.width
+        self.store = self  # shared with no other
 
     def read_into(self, clip, out) -> None:
         if clip == self._clip:
@@ -257,6 +258,7 @@ class Slow:
     def __init__(self, stream, delay_s: float) -> None:
         self._stream, self._delay_s, self._calls = stream, delay_s, count(1)
         self.name, self.n_frames, self.width = stream.name, stream.n_frames, stream.width
+        self.store = self  # shared with no other
 
     def read_into(self, clip, out) -> None:
         time.sleep(self._delay_s / next(self._calls))
