@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from cluster import slurm
 from cluster.job import Job, Role
 from cluster.local import rank_environment
-from cluster.plan_report import line, plan_lines, say
+from cluster.plan_report import line, plan_lines, say, stream_lines
 from cluster.profiles import Scheduler, account_of, faults_of_size
-from cluster.run_data import Unknown, look_at
+from cluster.run_data import Unknown, look_at, stream_stamps
 from cluster.slurm_env import FIRST_PORT, N_PORTS
 from paltrain.ablation.build import plan_of
-from paltrain.config.schema import AblationConfig, TrainConfig
+from paltrain.config.schema import AblationConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.run_folder import find_init_folder
 
@@ -35,6 +35,12 @@ def dry_run(jobs: Sequence[Job]) -> str:
             data = look_at(
                 job.config, world_size=shape.world_size, n_nodes=shape.nodes, earlier=names
             )
+            makers = [
+                before.config
+                for before in jobs[: number - 1]
+                if isinstance(before.config, FeaturesConfig)
+            ]
+            lines += stream_lines(job.config, stream_stamps(job.config, makers))
             lines += plan_lines(job.config, data)
         sections.append("\n".join(lines))
     return "\n\n".join([*sections, _total(jobs)]) + "\n"

@@ -6,15 +6,16 @@ said all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cluster.run_data import RunData, Unknown
-from paltrain.config.schema import TrainConfig
+from paltrain.config.schema import ConnectorConfig, Route, TrainConfig
 from paltrain.data.mixture import PartShare
 from paltrain.data.summary import PlanSummary
+from paltrain.model.audio_tokens import FIXED
 
 if TYPE_CHECKING:
     from paltrain.data.index import Corpus
@@ -42,6 +43,38 @@ def plan_lines(config: TrainConfig, data: RunData | Unknown) -> Iterator[str]:
         else:
             found = f"unknown: {data.no_stores[name]}"
         yield line(f"  {name}", found)
+
+
+def stream_lines(
+    config: TrainConfig, stamps: Mapping[str, Mapping[str, Any] | Unknown]
+) -> Iterator[str]:
+    """How each stream enters the LLM, and how many audio tokens it makes of a second or a clip."""
+    streams = config.model.streams
+    if not streams:
+        return
+    yield line("streams", "")
+    for name, stream in streams.items():
+        layers = "" if stream.route is Route.plits else f", layers {layers_in_words(stream.layers)}"
+        tokens = _tokens_in_words(stream.connector, stamps[name])
+        yield line(f"  {name}", f"{stream.route.value}{layers}: {tokens}")
+
+
+def _tokens_in_words(connector: ConnectorConfig, stamp: Mapping[str, Any] | Unknown) -> str:
+    fixed = FIXED.get(connector.type.value)
+    if fixed is not None:
+        return f"{getattr(connector, fixed)} audio tokens a clip"
+    if isinstance(stamp, Unknown):
+        return f"unknown: {stamp}"
+    rate, stack = float(stamp["frame_rate_hz"]), connector.frame_stack
+    of_frames = f" ({rate:g} frames, {stack} in a token)" if stack > 1 else ""
+    return f"{rate / stack:g} audio tokens per second{of_frames}"
+
+
+def layers_in_words(layers: Any) -> str:
+    """`model.streams.*.layers` as it is written."""
+    if isinstance(layers, Mapping):
+        return "{" + ", ".join(f"{key}: {value}" for key, value in layers.items()) + "}"
+    return str(layers)
 
 
 def _plan_lines(

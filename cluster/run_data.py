@@ -5,13 +5,14 @@ What is absent is named, with how to get it; what does not need it is known all 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cluster.preflight.weights import CONFIG, local_folder, read_json
-from paltrain.config.schema import TrainConfig
+from cluster.preflight.weights import CONFIG, encoder_stamp, local_folder, read_json
+from paltrain.config.schema import FeaturesConfig, TrainConfig
 from paltrain.data.build import DataPlan, build_plan
 from paltrain.data.packing import CostModel
 from paltrain.data.summary import PlanSummary, plan_summary
@@ -78,6 +79,31 @@ def look_at(
         return replace(data, no_plan=no_plan)
     summary = plan_summary(plan, world_size=world_size, n_nodes=n_nodes, audio_known=not no_stores)
     return replace(data, plan=plan, summary=summary)
+
+
+def stream_stamps(
+    config: TrainConfig, makers: Sequence[FeaturesConfig] = ()
+) -> dict[str, Mapping[str, Any] | Unknown]:
+    """By stream, what its store is stamped with; or will be, by one of the earlier `makers`."""
+    return {
+        name: _stamp(Path(stream.features), makers) for name, stream in config.model.streams.items()
+    }
+
+
+def _stamp(store: Path, makers: Sequence[FeaturesConfig]) -> Mapping[str, Any] | Unknown:
+    from paltrain.data.shards import read_stamp
+
+    try:
+        if (store / "store.json").is_file():
+            return known(lambda: read_stamp(store))
+        for config in makers:
+            for name, folder in config.stores().items():
+                if Path(folder).absolute() == store.absolute():
+                    encoder = config.encoders[name]
+                    return known(lambda: encoder_stamp(encoder, environment=os.environ))  # noqa: B023
+    except Unknown as error:
+        return error
+    return Unknown(f"no feature store {store}; make it with tools/precompute_features.py CONFIG")
 
 
 def known(act: Callable[[], T]) -> T:

@@ -18,8 +18,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.plan_report import line, plan_lines
-from cluster.run_data import RunData, Unknown, look_at, make_lengths
+from cluster.plan_report import line, plan_lines, stream_lines
+from cluster.run_data import RunData, Unknown, look_at, make_lengths, stream_stamps
 from paltrain.cli import config_parser, load_each, main_guard, parse_config_arguments
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ConfigError
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = f"{nodes} node{'s' * (nodes > 1)} x {processes} process{'es' * (processes > 1)}"
     print(line("run", config.run.name))
     print(line("world size", f"{nodes * processes} ({shape})"))
-    print("\n".join(plan_lines(config, data)))
+    print("\n".join([*stream_lines(config, stream_stamps(config)), *plan_lines(config, data)]))
     print(line("picture", _draw(config, data, picture, shape)))
 
 

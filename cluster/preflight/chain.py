@@ -29,13 +29,17 @@ Stamp = Mapping[str, Any]  # what made a store; perhaps not all of it
 
 @dataclass
 class Findings:
-    """Of one job, or of all together: what was looked at and is good, what not, what is unknown."""
+    """Of one job, or of all together: what was looked at and is good, what not, what is unknown.
+
+    warnings: what works, but is hardly meant.
+    """
 
     name: str
     kind: str
     good: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def attempt(self, act: Callable[[], T], *, about: str = "") -> T | None:
         """`act()`; what a user can mend becomes a problem, and None is returned.

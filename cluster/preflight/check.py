@@ -33,6 +33,9 @@ from cluster.preflight.tools import look_at_evaluation, look_at_features
 from cluster.preflight.training import look_at_training
 from paltrain.config.schema import AblationConfig, EvalConfig, FeaturesConfig, TrainConfig
 from paltrain.errors import EXIT_USER_ERROR, ConfigError
+from paltrain.log import get_logger
+
+log = get_logger(__name__)
 
 LOOK_AT = {
     TrainConfig: look_at_training,
@@ -67,8 +70,11 @@ def problems_of(jobs: Sequence[Job]) -> list[str]:
 
 
 def require(jobs: Sequence[Job]) -> None:
-    """Raises ConfigError with everything that was found."""
+    """Raises ConfigError with everything that was found; warnings are logged."""
     findings = findings_of(jobs)
+    for found in findings:
+        for sentence in found.warnings:
+            log.warning("%s: %s", found.name, sentence)
     n_problems = sum(len(found.problems) for found in findings)
     if n_problems:
         lines = [line for found in findings if found.problems for line in _lines(found, all_=False)]
@@ -100,6 +106,7 @@ def _lines(found: Findings, *, all_: bool) -> Iterator[str]:
         marked = [
             *[("ok", sentence) for sentence in found.good],
             *[("unknown", sentence) for sentence in found.unknown],
+            *[("warning", sentence) for sentence in found.warnings],
             *marked,
         ]
     if marked:
@@ -110,17 +117,19 @@ def _lines(found: Findings, *, all_: bool) -> Iterator[str]:
 
 def _merge_repeated(findings: Sequence[Findings]) -> None:
     """What several jobs have in common stands with the first of them, which names the others."""
-    owners: dict[str, list[Findings]] = {}
-    for found in findings:
-        for problem in dict.fromkeys(found.problems):
-            owners.setdefault(problem, []).append(found)
-    for found in findings:
-        found.problems = [
-            problem + (f" [{', '.join(other.name for other in others)} too]" if others else "")
-            for problem in dict.fromkeys(found.problems)
-            if owners[problem][0] is found
-            for others in [owners[problem][1:]]
-        ]
+    for kind in ("problems", "warnings"):
+        owners: dict[str, list[Findings]] = {}
+        for found in findings:
+            for sentence in dict.fromkeys(getattr(found, kind)):
+                owners.setdefault(sentence, []).append(found)
+        for found in findings:
+            own = [
+                sentence + (f" [{', '.join(other.name for other in others)} too]" if others else "")
+                for sentence in dict.fromkeys(getattr(found, kind))
+                if owners[sentence][0] is found
+                for others in [owners[sentence][1:]]
+            ]
+            setattr(found, kind, own)
 
 
 def _count(number: int, what: str) -> str:

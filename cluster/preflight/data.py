@@ -82,10 +82,17 @@ def look_at_data(
             f"{int(_asked(corpus, wanted).sum())} questions on {int(_clips(corpus, wanted).sum())} "
             "clips" + (f" for the tasks {', '.join(wanted.tasks)}" if wanted.tasks else "")
         )
-    stamps = {
-        name: _look_at_store(name, folder, wanted, corpus, job, chain, findings)
-        for name, folder in stores.items()
-    }
+    names: dict[Path, list[str]] = {}  # of the streams that read a store
+    for name, folder in stores.items():
+        names.setdefault(folder, []).append(f"'{name}'")
+    of_store = {
+        folder: _look_at_store(
+            f"stream{'s' * (len(them) > 1)} {', '.join(them)}",
+            folder, wanted, corpus, job, chain, findings,
+        )
+        for folder, them in names.items()
+    }  # fmt: skip
+    stamps = {name: of_store[folder] for name, folder in stores.items()}
     if corpus is not None:
         _look_at_what_is_left(wanted, corpus, stores, chain, findings)
     return stamps
@@ -127,32 +134,33 @@ def _clips(corpus: Corpus, wanted: Wanted) -> BoolArray:
 
 
 def _look_at_store(
-    name: str, folder: Path, wanted: Wanted, corpus: Corpus | None,
+    who: str, folder: Path, wanted: Wanted, corpus: Corpus | None,
     job: Job, chain: Chain, findings: Findings,
 ) -> Stamp | None:  # fmt: skip
+    """who: the streams that read it, in words."""
     maker = chain.features_before(job, folder)
     if maker is not None:
-        return _look_at_maker(name, folder, wanted, maker, findings)
-    store = findings.attempt(lambda: chain.store(folder), about=f"stream '{name}'")
+        return _look_at_maker(who, folder, wanted, maker, findings)
+    store = findings.attempt(lambda: chain.store(folder), about=who)
     if store is None:
         return read_stamp(folder) if (folder / "store.json").is_file() else None
     if corpus is None:
-        findings.unknown.append(f"stream '{name}': what {folder} lacks, for want of the manifests")
+        findings.unknown.append(f"{who}: what {folder} lacks, for want of the manifests")
         return store.stamp
     audit = findings.attempt(lambda: _audit_once(store, corpus, wanted, chain))
     if audit is not None:
-        findings.problems += _faults_of(name, store, wanted, audit)
+        findings.problems += _faults_of(who, store, wanted, audit)
         set_aside = f" ({audit.n_rejected} set aside)" if audit.n_rejected else ""
         if not audit.absent:
             findings.good.append(
-                f"stream '{name}': {folder} has {audit.n_shards} shards with {len(store)} clips, "
+                f"{who}: {folder} has {audit.n_shards} shards with {len(store)} clips, "
                 f"all {audit.n_wanted} of split '{wanted.split}' among them{set_aside}"
             )
     return store.stamp
 
 
 def _look_at_maker(
-    name: str, folder: Path, wanted: Wanted, maker: Job, findings: Findings
+    who: str, folder: Path, wanted: Wanted, maker: Job, findings: Findings
 ) -> Stamp | None:
     """A store that an earlier job of the chain makes."""
     config = maker.config
@@ -161,13 +169,11 @@ def _look_at_maker(
     others = [path for path in wanted.manifests if Path(path).absolute() not in made]
     if others:
         findings.problems.append(
-            f"stream '{name}': {folder} is made by {maker.folder.name} of this chain, but not for "
+            f"{who}: {folder} is made by {maker.folder.name} of this chain, but not for "
             f"{', '.join(others)}: name them in its manifests, too"
         )
     else:
-        findings.good.append(
-            f"stream '{name}': {folder}, made by {maker.folder.name} of this chain"
-        )
+        findings.good.append(f"{who}: {folder}, made by {maker.folder.name} of this chain")
     try:
         if (folder / "store.json").is_file():
             return read_stamp(folder)
@@ -217,7 +223,7 @@ def _torn(store: FeatureStore, finished: Sequence[int]) -> list[int]:
     return [number for number in finished if sizes[number] < n_bytes[number]]
 
 
-def _faults_of(name: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> list[str]:
+def _faults_of(who: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> list[str]:
     folder, faults = store.folder, []
     command = _command(store, wanted)
     unmade = (
@@ -228,14 +234,14 @@ def _faults_of(name: str, store: FeatureStore, wanted: Wanted, audit: Audit) -> 
     )
     if audit.absent:
         faults.append(
-            f"stream '{name}': {len(audit.absent)} of the {audit.n_wanted} clips of split "
+            f"{who}: {len(audit.absent)} of the {audit.n_wanted} clips of split "
             f"'{wanted.split}' have no features in {folder}, beside {audit.n_rejected} set aside "
             f"(the first is '{audit.absent[0]}'){'; ' * bool(unmade)}{unmade}: run {command}"
         )
     if audit.torn:
         path = shard_path(folder, audit.torn[0])
         faults.append(
-            f"stream '{name}': {len(audit.torn)} shard(s) of {folder} are shorter than their index "
+            f"{who}: {len(audit.torn)} shard(s) of {folder} are shorter than their index "
             f"says ({path.name}): remove each and its index, and run {command}"
         )
     return faults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
 from cluster.preflight.data import Wanted, look_at_data
 from cluster.preflight.model import form_of, llm_fields, look_at_model, start_of
 from cluster.queue import Queue
-from paltrain.config.schema import Dtype, TrainConfig
+from paltrain.config.schema import ConnectorType, Dtype, TrainConfig
 from paltrain.data.build import filters_of
 from paltrain.errors import ConfigError, PaltrainError
 from paltrain.run_folder import check_same
@@ -37,9 +37,27 @@ def look_at_training(job: Job, chain: Chain, findings: Findings) -> None:
     stores = {name: Path(stream.features) for name, stream in config.model.streams.items()}
     stamps = look_at_data(wanted, stores, job, chain, findings)
     chain.stamps[job.folder.name] = stamps
+    findings.warnings += mixed_cells(config, stamps)
     look_at_model(job, stamps, chain, findings)
     _look_at_imports(job, config, chain, findings)
     _look_at_size(job, config, stamps, chain, findings)
+
+
+def mixed_cells(config: TrainConfig, stamps: Mapping[str, Stamp | None]) -> Iterator[str]:
+    """Where stacked frames are of several time steps and not of all their frequencies.
+
+    Frames of a step stand side by side, low frequencies first: of 8, a stack of 2 or 4 joins
+    neighbouring bands, one of 16 two steps; one of 3 the top of a step and the bottom of the next.
+    """
+    for name, stream in config.model.streams.items():
+        cells = int((stamps.get(name) or {}).get("tokens_per_step", 1))
+        stack = stream.connector.frame_stack
+        if stream.connector.type is ConnectorType.mlp and stack % cells and cells % stack:
+            yield (
+                f"model.streams.{name}.connector.frame_stack={stack} joins frequencies of "
+                f"different time steps: a step has {cells} frames, low frequencies first; take a "
+                f"divisor or a multiple of {cells}"
+            )
 
 
 def _check_folder(job: Job, config: TrainConfig) -> None:
@@ -103,7 +121,9 @@ def _look_at_size(
     try:
         start = start_of(job, chain)
     except (PaltrainError, OSError):  # said already
-        findings.unknown.append("room for checkpoints: for want of the model it starts from")
+        findings.unknown.append(
+            "what trains, and room for checkpoints: for want of the model it starts from"
+        )
         return
     unknown = [name for name in config.model.streams if not stamps.get(name)]
 

@@ -74,6 +74,11 @@ def encoder_facts(
         ModelError: its files are missing, or another model's.
     """
     described = _class_of(type)
+    if not hasattr(described, "facts"):
+        raise ConfigError(
+            f"encoder type '{type}' does not say its `facts`: give the class that method, as "
+            "CONTRIBUTING.md shows, or take another encoder"
+        )
     try:
         taken = signature(described).bind(**_given(path, revision), **(options or {}))
     except TypeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.preflight.check import findings_of
+from cluster.preflight.training import mixed_cells
 from paltrain.config.load import load_config
 from paltrain.config.schema import TrainConfig
 from paltrain.errors import ModelError
@@ -20,6 +21,7 @@ from tests.cluster.test_check import (  # noqa: F401 (fixtures)
     hearing,
     jobs,
     only_problem,
+    write_features,
 )
 
 STAMP = {"width": 8, "frame_rate_hz": 25.0, "encoder": {"type": "made up", "options": {}}}
@@ -125,6 +127,36 @@ def test_parameters_of_every_form_are_found_by_their_patterns(tmp_path):
     ):
         (problem,) = found[name].problems
         assert fault in problem
+
+
+@pytest.mark.parametrize(
+    ("cells", "stack", "mixes"),
+    [(8, 1, False), (8, 2, False), (8, 4, False), (8, 8, False), (8, 16, False), (2, 4, False),
+     (8, 3, True), (8, 12, True), (2, 3, True), (None, 3, False)],
+)  # fmt: skip
+def test_stacks_that_join_frequencies_of_different_steps_are_warned_of(
+    tmp_path, cells, stack, mixes
+):
+    """Stores without the field have a frame a step, or were made before it was said."""
+    model = {"streams": {"mel": stream(tmp_path, connector={"frame_stack": stack})}}
+    config = load_config(TrainConfig, [hearing(tmp_path, tmp_path, "one", None, model=model)])
+    stamp = STAMP if cells is None else {**STAMP, "tokens_per_step": cells}
+    said = list(mixed_cells(config, {"mel": stamp}))
+    assert bool(said) == mixes
+    assert not mixes or f"a step has {cells} frames, low frequencies first; take a div" in said[0]
+
+
+def test_the_check_says_the_warning_of_a_stack_once(tmp_path):
+    """Of a store that the chain makes, too."""
+    store = write_sounds(tmp_path)
+    encoder = {"type": "sslam", "options": {"random_seed": 0, "width": 8, "n_heads": 2}}
+    made = write_features(tmp_path, encoders={"bands": encoder})
+    model = {"streams": {"mel": stream(tmp_path / "bands", connector={"frame_stack": 3})}}
+    runs = [hearing(tmp_path, store, name, None, model=model) for name in ("one", "two")]
+    found = findings_of(jobs(made, *runs))
+    (said,) = [warning for job in found for warning in job.warnings]
+    assert "frame_stack=3 joins frequencies of different time steps: a step has 8 frames" in said
+    assert said.endswith("[two too]")
 
 
 def test_a_layer_beyond_the_llms_depth(tmp_path, tokenizer):

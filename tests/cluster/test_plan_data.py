@@ -44,10 +44,10 @@ def heard(tmp_path: Path) -> Path:
 
 
 def figures(out: str) -> list[str]:
-    """The lines of the step plan and the audit."""
+    """The lines of the streams, the step plan and the audit."""
     lines = out.splitlines()
-    end = next(n for n, line in enumerate(lines) if line.startswith("  mel"))
-    return lines[lines.index("step plan") : end + 1]
+    end = max(n for n, line in enumerate(lines) if line.startswith("  mel"))
+    return lines[lines.index("streams") : end + 1]
 
 
 def is_picture(path: Path) -> bool:
@@ -62,6 +62,7 @@ def test_it_says_what_the_dry_run_says_and_draws_the_lengths(
     code, out, err = plan(capsys, heard, "--lengths", "--out", picture)
     assert (code, err) == (0, "")
     for part in (
+        "mel                lal, layers all: 12.5 audio tokens per second (25 frames, 2 in a",
         "questions          24 asked an epoch, 24 different, about 24 clips in 24 visits",
         "target tokens",
         " a step and rank",
@@ -75,6 +76,7 @@ def test_it_says_what_the_dry_run_says_and_draws_the_lengths(
     assert is_picture(picture)
     code, dry = said(launch("--dry-run", heard))
     assert code == 0, dry
+    assert len(figures(out)) > 10
     assert figures(dry) == figures(out)
     assert not (tmp_path / "runs").exists()
 

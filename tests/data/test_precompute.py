@@ -424,6 +424,7 @@ def test_status_says_what_is_missing_and_what_it_will_take(
     said = capsys.readouterr().out
     assert "store: 6 of 14 recordings done, 8 missing" in said
     assert "1 set aside" in said
+    assert "frames of width 8 per second) -> " in said
     assert "other: 0 of 14 recordings done" in said
     assert "size unknown: encoder 'whisper': no/whisper is neither a folder" in said
     assert "GB free" in said

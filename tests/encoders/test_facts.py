@@ -171,6 +171,7 @@ def test_wrong_options_and_files_are_refused_without_torch(
             facts_of(EncoderConfig(**fields), environment={})
 
     refused("unknown encoder type 'claps'", type="claps")
+    refused("does not say its `facts`", type="paltrain.encoders.pooled:PooledEncoder")
     refused("encoder 'clap' needs its path", type="clap")
     refused("encoder 'clap': .*'layer'", type="clap", path="a", options={"layer": 1})
     refused("unknown output of encoder 'sslam'", type="sslam", path="a", options={"output": "x"})
