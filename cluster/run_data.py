@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cluster.preflight.weights import CONFIG, encoder_stamp, local_folder, read_json
 from paltrain.config.schema import FeaturesConfig, TrainConfig
 from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.context import ContextLimit
 from paltrain.data.packing import CostModel
 from paltrain.data.summary import PlanSummary, plan_summary
 from paltrain.errors import PaltrainError
@@ -66,6 +67,7 @@ def look_at(
     hears = bool(config.model.streams)
     lengths, no_text = _try(lambda: _lengths(config, corpus, earlier, hears=hears))
     cost, guessed_cost = _try(lambda: _cost(config, stores, earlier))
+    context, _ = _try(lambda: _context(config, earlier))
     data = RunData(
         corpus,
         stores,
@@ -74,7 +76,7 @@ def look_at(
         no_audio="; ".join(no_stores.values()) or no_text,
         guessed_cost=guessed_cost,
     )
-    plan, no_plan = _try(lambda: _plan(config, corpus, stores, lengths, cost))
+    plan, no_plan = _try(lambda: _plan(config, corpus, stores, lengths, cost, context))
     if plan is None:
         return replace(data, no_plan=no_plan)
     summary = plan_summary(plan, world_size=world_size, n_nodes=n_nodes, audio_known=not no_stores)
@@ -211,6 +213,7 @@ def _plan(
     stores: dict[str, FeatureStore],
     lengths: LengthTable | None,
     cost: CostModel | None,
+    context: ContextLimit | None,
 ) -> DataPlan:
     from paltrain.model.build import audio_token_counts
 
@@ -222,7 +225,13 @@ def _plan(
         audio_tokens=audio_token_counts(config),
         seed=config.run.seed,
         cost=cost,
+        context=context,
     )
+
+
+def _context(config: TrainConfig, earlier: Sequence[str]) -> ContextLimit | None:
+    routes = {name: stream.route.value for name, stream in config.model.streams.items()}
+    return ContextLimit.of(_llm_fields(config, earlier).get("max_position_embeddings"), routes)
 
 
 def _cost(

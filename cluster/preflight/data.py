@@ -79,8 +79,9 @@ def look_at_data(
     if corpus is not None:
         findings.good.append(
             f"{len(wanted.manifests)} manifest(s): split '{wanted.split}' has "
-            f"{int(_asked(corpus, wanted).sum())} questions on {int(_clips(corpus, wanted).sum())} "
-            "clips" + (f" for the tasks {', '.join(wanted.tasks)}" if wanted.tasks else "")
+            f"{int(_asked(corpus, wanted).sum())} questions on "
+            f"{int(wanted_clips(corpus, wanted).sum())} clips"
+            + (f" for the tasks {', '.join(wanted.tasks)}" if wanted.tasks else "")
         )
     names: dict[Path, list[str]] = {}  # of the streams that read a store
     for name, folder in stores.items():
@@ -123,7 +124,7 @@ def _asked(corpus: Corpus, wanted: Wanted) -> BoolArray:
     return asked
 
 
-def _clips(corpus: Corpus, wanted: Wanted) -> BoolArray:
+def wanted_clips(corpus: Corpus, wanted: Wanted) -> BoolArray:
     """(C,) the clips that those questions are about."""
     total = np.concatenate([[0], np.cumsum(_asked(corpus, wanted))])
     clips: BoolArray = np.diff(total[np.asarray(corpus.first_question)]) > 0
@@ -198,7 +199,7 @@ def _audit_once(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chai
 
 def _audit(store: FeatureStore, corpus: Corpus, wanted: Wanted, chain: Chain) -> Audit:
     folder = store.folder
-    clips = _clips(corpus, wanted) & np.asarray(corpus.has_audio)
+    clips = wanted_clips(corpus, wanted) & np.asarray(corpus.has_audio)
     rows = chain.rows(wanted.manifests, folder)
     lacking = corpus.clip_id_array[clips & (rows < 0)].tolist()
     rejected = rejected_clips(folder)

@@ -13,8 +13,9 @@ import yaml
 
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Need
+from cluster.preflight.context import look_at_context
 from cluster.preflight.data import Wanted, look_at_data
-from cluster.preflight.model import other_encoder, stream_specs
+from cluster.preflight.model import llm_fields, other_encoder, start_of, stream_specs
 from cluster.preflight.weights import (
     CONFIG,
     encoder_folder,
@@ -31,7 +32,7 @@ from paltrain.data.shards import (
     stamp_differences,
 )
 from paltrain.encoders.facts import frames_in_words
-from paltrain.errors import ConfigError, ModelError, StoreError
+from paltrain.errors import ConfigError, ModelError, PaltrainError, StoreError
 from paltrain.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -132,9 +133,11 @@ def _look_at_recordings(corpus: Corpus, config: FeaturesConfig, findings: Findin
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A run to evaluate. streams: as its model keeps them. stores: by stream. where: in words."""
+    """A run to evaluate. llm: fields of its LLM's configuration. streams: as its model keeps them.
+    stores: by stream. where: in words."""
 
     where: str
+    llm: Mapping[str, Any]
     streams: Mapping[str, Mapping[str, Any]]
     stores: Mapping[str, str | None]
 
@@ -164,6 +167,27 @@ def look_at_evaluation(job: Job, chain: Chain, findings: Findings) -> None:
                 findings.problems += other_encoder(
                     name, store, of_folder[Path(store)], trained_on, run.where
                 )
+        _look_at_length(run, wanted, chain, findings)
+
+
+def _look_at_length(run: Evaluated, wanted: Wanted, chain: Chain, findings: Findings) -> None:
+    stores = {name: Path(store) for name, store in run.stores.items() if store}
+    look_at_context(
+        run.llm,
+        {name: spec for name, spec in run.streams.items() if name in stores},
+        stores,
+        wanted,
+        consequence=f"what {run.where} answers about them is worth nothing",
+        chain=chain,
+        findings=findings,
+    )
+
+
+def _llm_of(run: Job, chain: Chain) -> Mapping[str, Any]:
+    try:
+        return llm_fields(run, start_of(run, chain))
+    except (PaltrainError, OSError):  # said of that job
+        return {}
 
 
 def _label(name: str, folder: Path, folders: Mapping[Path, str]) -> str:
@@ -181,15 +205,16 @@ def _find(run: str, config: EvalConfig, job: Job, chain: Chain, findings: Findin
     if before is not None:
         training = before.config
         assert isinstance(training, TrainConfig)
-        streams: Mapping[str, Any] = stream_specs(
-            training, chain.stamps.get(before.folder.name, {})
-        )
+        stamps = chain.stamps.get(before.folder.name, {})
+        streams: Mapping[str, Any] = stream_specs(training, stamps)
+        llm = _llm_of(before, chain)
         features = {name: stream.features for name, stream in training.model.streams.items()}
         where = f"the run {before.folder.name} of this chain"
     else:
         model = _model_folder(run)
         fields = read_json(model / CONFIG)
         streams = fields.get("streams", {}) if fields.get("model_type") == "pal" else {}
+        llm = fields.get("llm_config", {})
         features, where = _trained_on(Path(run)), str(model)
         findings.problems += faults_of_weights(model)
     if not streams:
@@ -201,7 +226,7 @@ def _find(run: str, config: EvalConfig, job: Job, chain: Chain, findings: Findin
         )
     findings.good.append(f"{where}: streams {', '.join(streams)}")
     stores = {name: config.features.get(name) or features.get(name) for name in streams}
-    return Evaluated(where, streams, stores)
+    return Evaluated(where, llm, streams, stores)
 
 
 def _model_folder(run: str) -> Path:

@@ -11,8 +11,15 @@ from typing import Any
 from cluster.folder import read_lines
 from cluster.job import Job
 from cluster.preflight.chain import Chain, Findings, Need, Stamp, is_done
+from cluster.preflight.context import look_at_context
 from cluster.preflight.data import Wanted, look_at_data
-from cluster.preflight.model import form_of, llm_fields, look_at_model, start_of
+from cluster.preflight.model import (
+    form_of,
+    llm_fields,
+    look_at_model,
+    start_of,
+    stream_specs,
+)
 from cluster.queue import Queue
 from paltrain.config.schema import ConnectorType, Dtype, TrainConfig
 from paltrain.data.build import filters_of
@@ -39,8 +46,29 @@ def look_at_training(job: Job, chain: Chain, findings: Findings) -> None:
     chain.stamps[job.folder.name] = stamps
     findings.warnings += mixed_cells(config, stamps)
     look_at_model(job, stamps, chain, findings)
+    _look_at_length(job, config, wanted, stores, chain, findings)
     _look_at_imports(job, config, chain, findings)
     _look_at_size(job, config, stamps, chain, findings)
+
+
+def _look_at_length(
+    job: Job, config: TrainConfig, wanted: Wanted, stores: Mapping[str, Path], chain: Chain,
+    findings: Findings,
+) -> None:  # fmt: skip
+    try:
+        llm = llm_fields(job, start_of(job, chain))
+    except (PaltrainError, OSError):  # said already
+        return
+    look_at_context(
+        llm,
+        stream_specs(config, {}),
+        stores,
+        wanted,
+        consequence="training sets the questions about them aside",
+        chain=chain,
+        findings=findings,
+        most=config.data.max_audio_tokens,
+    )
 
 
 def mixed_cells(config: TrainConfig, stamps: Mapping[str, Stamp | None]) -> Iterator[str]:

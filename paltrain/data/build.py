@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paltrain.config.schema import DataConfig, MixtureConfig, QuestionFilter
+from paltrain.data.context import ContextLimit, questions_within
 from paltrain.data.filters import BoolArray, asked_for, passing
 from paltrain.data.lengths import LengthTable
 from paltrain.data.mixture import Part, PartShare, mix
@@ -78,11 +79,13 @@ def build_plan(
     audio_tokens: Mapping[str, AudioTokens],
     seed: int,
     cost: CostModel | None = None,
+    context: ContextLimit | None = None,
 ) -> DataPlan:
     """The plan of a run's data.
 
     stores: by stream name in config order; empty for a run on text alone. audio_tokens: by stream
-    name, from frames of clips to the tokens they take in the LLM. seed: of the order.
+    name, from frames of clips to the tokens they take in the LLM. seed: of the order. context: how
+    long a question may be, where that is known.
 
     Raises:
         ConfigError: settings that cannot go together.
@@ -94,6 +97,9 @@ def build_plan(
     streams = _join(selector, config, corpus, stores, audio_tokens)
     if lengths is not None:
         selector.keep(lengths.usable, "set aside by the length table (too long, or no answer)")
+    if lengths is not None and context is not None:
+        within = questions_within(context, corpus, lengths, streams, audio_tokens)
+        selector.keep(within, context.reason)
     if not selector.kept.any():
         raise ManifestError(f"no question is left to train on: {_told(selector.left_out)}")
     times, shares = _mix(selector, config, corpus)

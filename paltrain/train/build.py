@@ -29,6 +29,7 @@ from paltrain.comm import Comm
 from paltrain.config.load import to_yaml
 from paltrain.config.schema import TrainConfig
 from paltrain.data.build import DataPlan, build_plan
+from paltrain.data.context import ContextLimit
 from paltrain.data.duplicates import warn_of_leaks
 from paltrain.data.index import Corpus
 from paltrain.data.lengths import (
@@ -247,7 +248,9 @@ def make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path 
     model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
     _check_stamps(model, stores)
     cost = CostModel.of(visit_costs(model.config.llm_config, model.config.streams))
-    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source), cost)
+    positions = getattr(model.config.llm_config, "max_position_embeddings", None)
+    context = ContextLimit.of(positions, {n: s["route"] for n, s in model.config.streams.items()})
+    plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source), cost, context)
     return Parts(tokenizer, render, model, plan)
 
 
@@ -296,6 +299,7 @@ def _plan(
     render: QuestionRenderer,
     tokenizer: str,
     cost: CostModel,
+    context: ContextLimit | None,
 ) -> DataPlan:
     def find_or_build() -> LengthTable:
         found = find_length_table(corpus, tokenizer_hash=tokenizer, template_hash=render.hash)
@@ -311,6 +315,7 @@ def _plan(
         audio_tokens=audio_token_counts(config),
         seed=config.run.seed,
         cost=cost,
+        context=context,
     )
 
 

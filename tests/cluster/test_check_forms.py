@@ -21,6 +21,7 @@ from tests.cluster.test_check import (  # noqa: F401 (fixtures)
     hearing,
     jobs,
     only_problem,
+    write_evaluation,
     write_features,
 )
 
@@ -169,3 +170,40 @@ def test_a_layer_beyond_the_llms_depth(tmp_path, tokenizer):
     loaded.model.architecture = dict(ARCHITECTURE)
     with pytest.raises(ModelError, match=r"layers name \[5\], but the LLM has layers 0 to 1"):
         build_model(loaded, {"mel": STAMP}, tokenizer=tokenizer)
+
+
+def test_recordings_that_outrun_the_llms_positions_are_warned_of(tmp_path):
+    """Before training, and before an evaluation of its run; audio beside the sequence has none."""
+    store = write_sounds(tmp_path)  # of 3 to 9 frames
+
+    def run(name: str, **fields: Any) -> Path:
+        connector = {"connector": {"frame_stack": 1}}
+        model = {"streams": {"mel": stream(store, **connector, **fields)}}
+        return hearing(tmp_path, store, name, None, model=model)
+
+    evaluation = write_evaluation(tmp_path, [tmp_path / "runs" / "one"])
+    chain = [run("one"), run("beside", route="xattn", layers="all"), evaluation]
+    word = "model.architecture.max_position_embeddings={}"
+    one, beside, evaluated, _ = findings_of(jobs(*chain, word.format(8)))
+    (training,), (answers,) = one.warnings, evaluated.warnings
+    assert "clips have more audio tokens (the longest 9) than the LLM has positions" in training
+    assert "training sets the questions about them aside" in training
+    assert "what the run one of this chain answers about them is worth nothing" in answers
+    assert not beside.warnings
+    assert not any(f.warnings for f in findings_of(jobs(*chain, word.format(10))))
+
+
+def test_features_of_another_width_are_refused_before_and_at_the_start(tmp_path, tokenizer):
+    store = write_sounds(tmp_path)
+    config = hearing(tmp_path, store, "one", None)
+    folder = str(tmp_path / "model")
+    wide = hearing(tmp_path, store, "wide", folder)
+    loaded = [load_config(TrainConfig, [path]) for path in (config, wide)]
+    loaded[0].model.architecture = dict(ARCHITECTURE)
+    stamps = [{"mel": {**STAMP, "width": width}} for width in (9, 8)]
+    build_model(loaded[0], stamps[0], tokenizer=tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"streams\.mel\.width: 9 there, 8 here"):
+        build_model(loaded[1], stamps[1], tokenizer=tokenizer, init_folder=Path(folder))
+    (said,) = [p for p in findings_of(jobs(wide))[0].problems if "of another form" in p]
+    assert "streams.mel.width: 9 there, 8 here" in said

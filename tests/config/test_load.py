@@ -172,6 +172,14 @@ def test_what_must_be_said_of_a_stream_is_asked_for_by_its_file(tmp_path):
     )
 
 
+def test_two_streams_of_one_name_are_refused_with_the_place_of_the_second(tmp_path):
+    streams = "model:\n  streams:\n    mel: {features: a}\n    mel: {features: b}\n"
+    said = faults(least(tmp_path), write(tmp_path / "twice.yaml", streams))
+    assert f"{tmp_path / 'twice.yaml'}: is not valid YAML: " in said
+    assert "found duplicate key mel" in said
+    assert "line 4" in said
+
+
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\na: 2", "- a list", "just words"])
 def test_a_file_that_is_no_mapping_is_named(tmp_path, text):
     file = write(tmp_path / "broken.yaml", text)
