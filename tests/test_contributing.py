@@ -19,6 +19,8 @@ from paltrain.encoders import build_encoder
 from paltrain.errors import ConfigError
 from paltrain.model.families import FAMILIES
 from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
+from tests.model.dense import conversation_logits
+from tests.model.test_lal_properties import text_rows
 from tools import precompute_features
 
 TEXT = (Path(__file__).resolve().parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -95,6 +97,13 @@ def test_the_family_listens_as_the_others_do(
     torch.testing.assert_close(
         lal.text_logits(batch), plits.text_logits(batch), rtol=1e-6, atol=1e-6
     )
+    deep = pal(tiny_llm("olmo2"), {"a": stream("lal"), "b": stream("plits")})
+    batch = mixed_batch(("a", "b"))
+    logits = deep.text_logits(batch)
+    for leaf in batch.leaves:
+        expected = conversation_logits(deep, batch, int(leaf))
+        theirs = logits[text_rows(batch, int(leaf))]
+        torch.testing.assert_close(theirs, expected, rtol=1e-6, atol=1e-6)
     forest = Forest()
     forest.text(7)
     alone = forest.build()

@@ -149,10 +149,18 @@ def decode(model: Any, x: Tensor, kinds: list[str], crossed: Crossed) -> Tensor:
         if not model.config.plits_sees_lal:
             of_plits = torch.tensor([kind in plits for kind in kinds])
             visible &= ~(of_plits[:, None] & is_lal[:, 0])
-        source = layer.input_layernorm(torch.where(is_lal, heard, x))
-        x = x + attention(layer.self_attn, source, visible, model.llm.config)
-        x = x + layer.mlp(layer.post_attention_layernorm(x))
+        x = layer_of(layer, x, torch.where(is_lal, heard, x), visible, model.llm.config)
     return decoder.norm(x)
+
+
+def layer_of(layer: Any, x: Tensor, source: Tensor, visible: Tensor, config: Any) -> Tensor:
+    """A decoder layer. source: (n, D) what keys and values are made of, x itself but for LAL."""
+    if hasattr(layer, "input_layernorm"):  # norms before attention and FFN
+        x = x + attention(layer.self_attn, layer.input_layernorm(source), visible, config)
+        return x + layer.mlp(layer.post_attention_layernorm(x))
+    heard = attention(layer.self_attn, source, visible, config)  # behind them, as OLMo 2's
+    x = x + layer.post_attention_layernorm(heard)
+    return x + layer.post_feedforward_layernorm(layer.mlp(x))
 
 
 def p_l(model: Any, kind: str, layer: int, state: Tensor) -> Tensor:
@@ -172,10 +180,12 @@ def reach(layers: Any, n_layers: int) -> range | list[int]:
 def attention(module: Any, x: Tensor, visible: Tensor, config: Any) -> Tensor:
     """x: (n, D); visible: (n, n). Grouped-query attention with RoPE at positions 0 .. n - 1."""
     heads = []
-    q, k, v = (
-        getattr(module, f"{name}_proj")(x).unflatten(-1, (-1, module.head_dim)) for name in "qkv"
-    )
-    if hasattr(module, "q_norm"):
+    q, k, v = (getattr(module, f"{name}_proj")(x) for name in "qkv")
+    whole = hasattr(module, "q_norm") and module.q_norm.weight.numel() == q.shape[-1]
+    if whole:  # a norm over all heads at once
+        q, k = module.q_norm(q), module.k_norm(k)
+    q, k, v = (states.unflatten(-1, (-1, module.head_dim)) for states in (q, k, v))
+    if hasattr(module, "q_norm") and not whole:
         q, k = module.q_norm(q), module.k_norm(k)
     q, k = rotate(q, config), rotate(k, config)
     group = q.shape[1] // k.shape[1]
