@@ -54,9 +54,11 @@ def claim_store(folder: Path, stamp: Mapping[str, Any]) -> None:
             f"{file} cannot be written: {error.strerror}; name another store, or {MAKE_WRITABLE}"
         ) from error
     if differences := stamp_differences(read_stamp(folder), stamp):
+        is_empty = not any(folder.glob("shard-*.tar"))
+        remedy = "it has no shard yet: remove it, unless another process is at its first one"
         raise StoreError(
             f"{folder} holds features of another encoder ({'; '.join(differences)}; there != "
-            "here): name another store, or remove this one"
+            f"here): {remedy if is_empty else 'name another store, or remove this one'}"
         )
 
 

@@ -87,6 +87,7 @@ class ClapEncoder:
         check_output("clap", output, OUTPUTS)
         check_compute_dtype(compute_dtype)
         model, audio = _audio_config(files(CONFIG), path), files(PREPROCESSOR)
+        _check_fusion(model, audio, path)
         rate, window = int(audio["sampling_rate"]), int(audio["nb_max_samples"])
         cells, steps = (1, 1) if output == "pooled" else _map_of(model)
         return Facts(
@@ -150,6 +151,17 @@ class ClapEncoder:
 
     def provenance(self) -> dict[str, Any]:
         return dict(self._stamp)
+
+
+def _check_fusion(model: Mapping[str, Any], audio: Mapping[str, Any], path: str) -> None:
+    """That the spectrograms that the feature extractor makes are those that the model takes."""
+    fuses, fused = bool(model.get("enable_fusion")), audio["truncation"] == "fusion"
+    if fuses != fused:
+        raise ModelError(
+            f"encoder 'clap': in {path} the model's enable_fusion is {fuses}, but the "
+            f"preprocessor's truncation is '{audio['truncation']}': they are of two models; one "
+            "with fusion takes 'fusion', one without 'rand_trunc'"
+        )
 
 
 def _audio_config(config: Mapping[str, Any], path: str) -> Mapping[str, Any]:

@@ -52,6 +52,8 @@ def converse(
             heard = []
         elif command == AUDIO_COMMAND:
             heard.append(Path(name.strip()))
+        elif command.startswith("/"):
+            print(f"error: there is no command {command}; {HOW_TO}", file=sys.stderr, flush=True)
         elif line:
             try:
                 print(conversation.ask(line, heard), flush=True)

@@ -188,7 +188,15 @@ def _per_text(audio: Any, n_texts: int) -> list[list[Heard]]:
 
 
 def recordings_of(entry: Any) -> list[Heard]:
-    """One text's audio as a list: of None, one recording or several."""
+    """One text's audio as a list: of None, one recording or several.
+
+    Raises ModelError for a waveform without its rate.
+    """
+    if isinstance(entry, np.ndarray | torch.Tensor):
+        raise ModelError(
+            f"a waveform came without its sample rate ({type(entry).__name__} of shape "
+            f"{tuple(entry.shape)}): give (waveform, sample_rate_hz), a NumPy array first"
+        )
     return [] if entry is None else [entry] if _is_one(entry) else list(entry)
 
 

@@ -102,12 +102,10 @@ class Paths:
 class TrainingJob:
     """A run ready to train, as one rank holds it. As a context manager it ends what it began."""
 
-    def __init__(
-        self, loop: Loop, loader: Loader, model: PalModel, tokenizer: Any, model_folder: Path
-    ) -> None:
+    def __init__(self, loop: Loop, loader: Loader, parts: Parts, model_folder: Path) -> None:
         self.comm = loop.comm
         self._loop, self._loader = loop, loader
-        self._model, self._tokenizer, self._model_folder = model, tokenizer, model_folder
+        self._parts, self._model_folder = parts, model_folder
 
     @property
     def step(self) -> int:
@@ -129,10 +127,12 @@ class TrainingJob:
                 loop.progress.config,
                 steps=loop.progress.step,
                 steps_per_epoch=loop.settings.steps_per_epoch,
+                questions_per_epoch=self._parts.plan.planner.order.n_questions,
                 n_trained=sum(loop.engine.trainable.values()),
                 code_version=loop.progress.code_version,
             )
-            export_model(self._model, weights, self._tokenizer, self._model_folder, stage=stage)
+            model, tokenizer = self._parts.model, self._parts.tokenizer
+            export_model(model, weights, tokenizer, self._model_folder, stage=stage)
         self.comm.barrier()
 
     def __enter__(self) -> TrainingJob:
@@ -209,7 +209,7 @@ def build_training(
         watchdog=Watchdog(HANGS_AFTER * config.engine.timeout_s),
     )
     _tell(config, loop)
-    return TrainingJob(loop, loader, model, parts.tokenizer, paths.model)
+    return TrainingJob(loop, loader, parts, paths.model)
 
 
 def steps_of(config: TrainConfig, steps_per_epoch: int) -> int:

@@ -74,6 +74,7 @@ def stage_record(
     *,
     steps: int,
     steps_per_epoch: int,
+    questions_per_epoch: int,
     n_trained: int,
     code_version: str,
 ) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def stage_record(
             "split": data["split"],
             "tasks": data["tasks"],
             "mixture": _mixture(data["mixture"]),
-            "questions_per_epoch": steps_per_epoch * batch,
+            "questions_per_epoch": questions_per_epoch,
             "features": {
                 name: portable(stream["features"]) for name, stream in model["streams"].items()
             },

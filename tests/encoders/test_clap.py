@@ -195,6 +195,15 @@ def test_what_cannot_be_a_clap_says_why(folder: Path, whisper_folder: Path, tmp_
         build_encoder("clap", path=str(folder), options={"compute_dtype": "half"})
 
 
+@pytest.mark.parametrize("fusion", [False, True])
+def test_a_preprocessor_of_another_kind_of_clap_is_refused(fusion: bool, tmp_path: Path) -> None:
+    saved(ClapAudioModel(tiny_config(fusion)), extractor(not fusion), tmp_path)
+    with pytest.raises(
+        ModelError, match=f"enable_fusion is {fusion}, but the preprocessor's trunc"
+    ):
+        build_encoder("clap", path=str(tmp_path))
+
+
 def test_missing_weights_are_named(folder: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -11,6 +11,7 @@ import soundfile
 from paltrain import PalModel, PalProcessor
 from paltrain.encoders import build_encoder
 from paltrain.errors import AudioError, ManifestError, ModelError
+from paltrain.model.processing import recordings_of
 from paltrain.model.template import AUDIO_PLACEHOLDER
 from tests.exported import export_tiny_model
 
@@ -31,6 +32,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recording(tmp_path: Path) -> Path:
     soundfile.write(tmp_path / "a.wav", 0.1 * np.random.default_rng(0).normal(size=8_000), 8_000)
     return tmp_path / "a.wav"
+
+
+def test_a_waveform_without_its_rate_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match=r"without its sample rate \(ndarray of shape \(16000,\)\)"
+    ):
+        recordings_of(np.zeros(16_000, np.float32))
 
 
 def test_a_prompt_has_the_encoders_features_of_the_recording(folder: Path, recording: Path) -> None:

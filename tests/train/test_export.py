@@ -48,7 +48,12 @@ def config(name: str, **changes: Any) -> TrainConfig:
 def record(of: TrainConfig, *, n_trained: int = 99) -> dict[str, Any]:
     plain = yaml.safe_load(to_yaml(of))
     return stage_record(
-        plain, steps=20, steps_per_epoch=8, n_trained=n_trained, code_version="abc1234"
+        plain,
+        steps=20,
+        questions_per_epoch=500,
+        steps_per_epoch=8,
+        n_trained=n_trained,
+        code_version="abc1234",
     )
 
 
@@ -80,7 +85,7 @@ def test_the_whole_chain_of_stages_travels_with_the_model(tmp_path: Path) -> Non
         r"\| base \| a random llama \| connectors \| 99 \| 20 \| 256 \| 2.5 \| 0.002 \| 7 \| abc",
         r"\| two \| one \| all \|",
         r"\| a \| 50 frames/s of width 6 \| 25 a second \| lal \| all \| shared \| mlp of 2 frames",
-        r'split `train` of "data/a/manifest.jsonl", "b.jsonl", at most 2,048 questions an epoch',
+        r'split `train` of "data/a/manifest.jsonl", "b.jsonl", 500 questions an epoch',
         r"License\n\nNot stated by paltrain\. These weights started from a random llama",
     ):
         assert re.search(line, card), line
