@@ -62,11 +62,14 @@ def pooled_rate_hz(encoder: AudioEncoder | Facts, pool: int) -> float:
     """Frames a second that are left.
 
     Raises:
-        ConfigError: a window would not hold a whole number of pooled frames.
+        ConfigError: `pool` is no whole number of at least 1, or a window would not hold a whole
+            number of pooled frames.
     """
+    if not isinstance(pool, int) or pool < 1:
+        raise ConfigError(f"pool must be a whole number of at least 1, is {pool!r}")
     if encoder.window_s is not None:
         per_window = encoder.window_s * encoder.frame_rate_hz / encoder.tokens_per_step
-        if pool < 1 or abs(per_window / pool - round(per_window / pool)) > WHOLE:
+        if abs(per_window / pool - round(per_window / pool)) > WHOLE:
             fitting = [str(n) for n in range(2, MOST_POOL + 1) if round(per_window) % n == 0]
             raise ConfigError(
                 f"pool={pool} must divide the encoder's {per_window:g} frames a window of "

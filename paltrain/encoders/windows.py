@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paltrain.encoders.base import AudioEncoder, Waveforms
+from paltrain.errors import AudioError
 
 
 def encode_all(
@@ -29,7 +30,16 @@ def encode_all(
 
     A batch has at most `batch_clips` windows and `batch_audio_s` seconds, each counted as long as
     the longest; a longer window is alone. on_batch: told the seconds of audio encoded.
+
+    Raises:
+        AudioError: a waveform is empty, or no row of finite numbers.
     """
+    for waveform in waveforms:
+        if waveform.ndim != 1 or not len(waveform) or not np.isfinite(waveform).all():
+            raise AudioError(
+                "a waveform must be a row of finite numbers, at least one; it has the shape "
+                f"{waveform.shape}: give (n_samples,), one channel"
+            )
     windows = [
         (number, window)
         for number, waveform in enumerate(waveforms)

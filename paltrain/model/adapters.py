@@ -17,21 +17,26 @@ from paltrain.errors import ModelError
 
 
 def add(llm: nn.Module, lora: Mapping[str, Any]) -> None:
-    """Put adapters into `llm`. lora: rank, alpha, target_modules (names of its Linear modules).
+    """Put adapters into `llm`. lora: rank, alpha, target_modules (names of its layers' products).
+
+    The head and the embeddings take none: they are tied in many LLMs, and an adapter of one would
+    be lost when the other is saved.
 
     Raises:
-        ModelError: a target that the LLM has not, or that is no product.
+        ModelError: a target that the LLM's layers have not, or that is no product.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
     targets = list(lora["target_modules"])
     linear = {
-        name.rpartition(".")[2] for name, m in llm.named_modules() if isinstance(m, nn.Linear)
+        name.rpartition(".")[2]
+        for name, module in llm.named_modules()
+        if ".layers." in name and isinstance(module, nn.Linear)
     }
     if unknown := [name for name in targets if name not in linear]:
         raise ModelError(
-            f"lora.target_modules names {', '.join(unknown)}, which the LLM has not; it has "
-            f"{', '.join(sorted(linear))}"
+            f"lora.target_modules names {', '.join(unknown)}, which the LLM's layers have not; "
+            f"they have {', '.join(sorted(linear))}"
         )
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets)
     inject_adapter_in_model(config, llm)

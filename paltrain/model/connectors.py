@@ -34,6 +34,10 @@ def build_connector(connector: Mapping[str, Any], *, width: int, model_width: in
         return WindowMeans(width, model_width, hidden=hidden, n_windows=connector["n_summary"])
     if kind not in FIXED:
         raise ModelError(unknown_name("connector", kind, ["mlp", *FIXED]))
+    if model_width % connector["n_heads"]:
+        raise ModelError(
+            f"connector.n_heads={connector['n_heads']} must divide the LLM's width {model_width}"
+        )
     return Resampler(
         width,
         model_width,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from paltrain.errors import ModelError
+
+KEYS = {"start", "every"}
 
 
 def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, ...]:
@@ -17,14 +19,12 @@ def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, .
     """
     if layers == "all":
         return tuple(range(n_layers))
-    if isinstance(layers, Mapping) and layers and set(layers) <= {"start", "every"}:
-        start, every = int(layers.get("start", 0)), int(layers.get("every", 1))
-        if every < 1:
-            raise ModelError(f"stream '{stream}': layers.every must be at least 1, is {every}")
-        chosen = tuple(range(start, n_layers, every))
-        bad = [] if 0 <= start < n_layers else [start]
-    elif isinstance(layers, list | tuple) and layers:
-        chosen = tuple(sorted({int(layer) for layer in layers}))
+    if isinstance(layers, Mapping) and _are_whole(layers.values()) and layers.keys() <= KEYS:
+        start, every = layers.get("start", 0), layers.get("every", 1)
+        chosen = tuple(range(start, n_layers, every)) if every >= 1 else ()
+        bad = [] if 0 <= start < n_layers and every >= 1 else list(layers.values())
+    elif isinstance(layers, list | tuple) and _are_whole(layers):
+        chosen = tuple(sorted(set(layers)))
         bad = [layer for layer in chosen if not 0 <= layer < n_layers]
     else:
         raise ModelError(
@@ -33,6 +33,11 @@ def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, .
         )
     if bad:
         raise ModelError(
-            f"stream '{stream}': layers name {bad}, but the LLM has layers 0 to {n_layers - 1}"
+            f"stream '{stream}': layers name {bad}, but the LLM has layers 0 to {n_layers - 1} "
+            "(and every is at least 1)"
         )
     return chosen
+
+
+def _are_whole(numbers: Collection[Any]) -> bool:
+    return bool(numbers) and all(type(number) is int for number in numbers)

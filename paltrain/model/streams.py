@@ -23,6 +23,8 @@ from paltrain.model.layout import Layout
 from paltrain.model.segments import DevicePlan
 from paltrain.model.xattn import CrossAudio, GatedCrossAttention
 
+FIELDS = ("route", "width", "connector", "layers", "layer_projection")  # that every stream says
+
 
 class AudioStream(nn.Module):
     """A connector, for LAL the P_l of the layers that take its audio, for cross-attention the
@@ -32,6 +34,7 @@ class AudioStream(nn.Module):
         """Raises ModelError for a route, name or layer that cannot be."""
         super().__init__()
         self.name, self.spec = name, dict(spec)
+        _check_fields(name, spec)
         self.layers = _checked_layers(name, spec, shape.n_layers)
         self.connector = build_connector(
             spec["connector"], width=spec["width"], model_width=shape.width
@@ -88,6 +91,15 @@ def check_features(batch: Batch, streams: Mapping[str, Mapping[str, Any]]) -> No
             raise ModelError(
                 f"stream '{name}' takes features of width {width}, but they have width "
                 f"{features.values.shape[-1]}: use the store that the model was trained with"
+            )
+
+
+def _check_fields(name: str, spec: Mapping[str, Any]) -> None:
+    for field in FIELDS:
+        if field not in spec:
+            raise ModelError(
+                f"stream '{name}' does not say its {field}: a stream has {', '.join(FIELDS)}; "
+                "config.json was edited, or is of other code: export the model again"
             )
 
 

@@ -109,7 +109,7 @@ class Forest:
 
 def mixed_batch(streams: tuple[str, ...] = ("a",), seed: int = 0) -> Batch:
     """Questions sharing a clip, one of them going on with a second clip, text alone, a clip at
-    the start."""
+    the start, a clip behind a clip."""
     forest = Forest(seed, streams)
     trunk = forest.text(5)
     clip = forest.clip(7, trunk)
@@ -118,6 +118,7 @@ def mixed_batch(streams: tuple[str, ...] = ("a",), seed: int = 0) -> Batch:
     forest.text(3, forest.clip(4, second))
     forest.text(8)
     forest.text(4, forest.clip(9, forest.text(1)))
+    forest.text(3, forest.clip(4, forest.clip(5, forest.text(2))))
     return forest.build()
 
 

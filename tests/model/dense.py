@@ -53,17 +53,17 @@ def tokens_of_clip(model: Any, batch: Batch, name: str, clip: int) -> Tensor:
     return connect(model.streams[name].connector, frames)
 
 
-Crossed = dict[str, tuple[Tensor, Tensor]]
+Crossed = dict[str, tuple[Tensor, Tensor, list[int]]]
 
 
 def crossed_by(model: Any, batch: Batch, leaf: int) -> Crossed:
     """By stream of cross-attention: its audio tokens (A, D), and from which position of the
-    sequence on each is heard (A,)."""
+    sequence on each is heard (A,), and its place in its clip."""
     clips = [p for p in range(len(batch.parent)) if batch.is_clip[p]]
     streams = model.config.streams
     crossed: Crossed = {}
     for name in (s for s in streams if streams[s]["route"] == "xattn"):
-        tokens, since, n_before = [], [], 0
+        tokens, since, places, n_before = [], [], [], 0
         for piece in batch.path(leaf):
             n_before += int(batch.n_tokens[piece])
             if not batch.is_clip[piece]:
@@ -71,27 +71,25 @@ def crossed_by(model: Any, batch: Batch, leaf: int) -> Crossed:
             clip = clips.index(piece)
             tokens.append(tokens_of_clip(model, batch, name, clip))
             since += [n_before] * len(tokens[-1])
+            places += range(len(tokens[-1]))
             inside = (s for s in streams if streams[s]["route"] != "xattn")
             n_before += sum(len(tokens_of_clip(model, batch, s, clip)) for s in inside)
         if tokens:
-            crossed[name] = (torch.cat(tokens), torch.tensor(since))
+            crossed[name] = (torch.cat(tokens), torch.tensor(since), places)
     return crossed
 
 
-def sinusoids_of(since: Tensor, width: int) -> Tensor:
-    """Places within each clip: the count starts again where `since` changes."""
-    places, before = [], None
-    for mark in since.tolist():
-        places.append(places[-1] + 1 if mark == before else 0)
-        before = mark
+def sinusoids_of(places: list[int], width: int) -> Tensor:
     rates = 10000.0 ** (-torch.arange(0, width, 2).double() / width)
     angles = torch.tensor(places)[:, None].double() * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def cross(block: Any, x: Tensor, tokens: Tensor, since: Tensor, n_heads: int) -> Tensor:
+def cross(
+    block: Any, x: Tensor, tokens: Tensor, since: Tensor, places: list[int], n_heads: int
+) -> Tensor:
     """Flamingo's gated block, for the rows behind a clip."""
-    audio = block.norm_audio(tokens) + sinusoids_of(since, x.shape[1])
+    audio = block.norm_audio(tokens) + sinusoids_of(places, x.shape[1])
     visible = torch.arange(len(x))[:, None] >= since
     hears = visible.any(1)
     rows, visible = block.norm_rows(x[hears]), visible[hears]
@@ -132,10 +130,10 @@ def decode(model: Any, x: Tensor, kinds: list[str], crossed: Crossed) -> Tensor:
     decoder = model.llm.get_decoder()
     plits = [k for k in streams if streams[k]["route"] == "plits"]
     for number, layer in enumerate(decoder.layers):
-        for name, (tokens, since) in crossed.items():
+        for name, heard_by in crossed.items():
             if number in reach(streams[name]["layers"], len(decoder.layers)):
                 block = model.streams[name].blocks[str(number)]
-                x = cross(block, x, tokens, since, model.llm.config.num_attention_heads)
+                x = cross(block, x, *heard_by, model.llm.config.num_attention_heads)
         heard = torch.stack(
             [p_l(model, kind, number, state) for kind, state in zip(kinds, z, strict=True)]
         )

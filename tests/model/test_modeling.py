@@ -73,9 +73,33 @@ def test_fresh_adapters_and_fresh_blocks_change_nothing() -> None:
 
 
 def test_adapters_for_modules_that_the_llm_lacks_are_refused() -> None:
-    lora = {"rank": 2, "alpha": 4.0, "target_modules": ["query_proj", "v_proj"]}
-    with pytest.raises(ModelError, match="names query_proj, which the LLM has not; it has down_"):
-        pal(tiny_llm("llama"), {"a": stream("lal")}, lora=lora)
+    """The head, too, which may be tied."""
+    for name in ("query_proj", "lm_head"):
+        lora = {"rank": 2, "alpha": 4.0, "target_modules": [name, "v_proj"]}
+        with pytest.raises(ModelError, match=f"names {name}, which the LLM's layers have not; the"):
+            pal(tiny_llm("llama"), {"a": stream("lal")}, lora=lora)
+
+
+@pytest.mark.parametrize("key", ["route", "width", "connector", "layers", "layer_projection"])
+def test_a_stream_that_lacks_a_field_is_named(key: str) -> None:
+    spec = stream("lal")
+    del spec[key]
+    with pytest.raises(ModelError, match=f"stream 'a' does not say its {key}"):
+        pal(tiny_llm("llama"), {"a": spec})
+
+
+@pytest.mark.parametrize(
+    "layers", [{"start": 1.5}, {"start": None}, {"every": 0}, {"every": 2, "end": 3}, [1.0], {}]
+)
+def test_layers_that_are_no_whole_numbers_are_refused(layers: object) -> None:
+    with pytest.raises(ModelError, match="stream 'a': layers"):
+        pal(tiny_llm("llama"), {"a": stream("lal", layers=layers)})
+
+
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    connector = {"type": "resampler", "n_latents": 4, "n_heads": 5, "n_layers": 1}
+    with pytest.raises(ModelError, match="n_heads=5 must divide .* width 32"):
+        pal(tiny_llm("llama"), {"a": stream("lal", connector=connector)})
 
 
 def test_building_around_a_pretrained_llm_leaves_its_weights_alone(tmp_path) -> None:
