@@ -23,12 +23,12 @@ from cluster.preflight.weights import (
 from paltrain.config.schema import TrainConfig
 from paltrain.data.shards import stamp_differences
 from paltrain.model.build import (
-    _form_fields,
-    _lora,
+    lora_of,
     stream_spec,
     template_fields,
     tokenizer_source,
 )
+from paltrain.model.form import form_differences
 from paltrain.model.tokenization import tokenizer_hash
 from paltrain.run_folder import find_init_folder
 
@@ -128,7 +128,7 @@ def form_of(config: TrainConfig, stamps: Mapping[str, Stamp | None]) -> dict[str
     """What `PalConfig` keeps of the run's form."""
     return {
         "streams": stream_specs(config, stamps),
-        "lora": _lora(config),
+        "lora": lora_of(config),
         "plits_sees_lal": config.model.plits_sees_lal,
     }
 
@@ -153,14 +153,8 @@ def _other_form(
     form: of the trained model. As when the run starts (`paltrain.model.build`), only adapters may
     be new.
     """
-    there, here = _form_fields(form), _form_fields(form_of(config, stamps))
-    if form["lora"] is None:
-        there["lora"] = here["lora"]
-    differences = [
-        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted({*there, *here})
-        if not _may_be_equal(there.get(name), here.get(name), name)
-    ]
+    here = form_of(config, stamps)
+    differences = form_differences(form, here, may_be_equal=_may_be_equal)
     if differences:
         yield (
             f"stage.init_from: the model of {where} is of another form than this run "

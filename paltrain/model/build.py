@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from paltrain.config.schema import StreamConfig, TrainConfig
 from paltrain.errors import ConfigError, ModelError
 from paltrain.model.audio_tokens import n_audio_tokens
+from paltrain.model.form import form_differences
 from paltrain.model.tokenization import TemplateFields, load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
     from paltrain.model.modeling import PalModel
     from paltrain.model.template import ChatTemplate
-
-STREAM_FIELDS = ("route", "width", "connector", "layers", "layer_projection")
 
 
 def build_tokenizer(
@@ -105,7 +104,7 @@ def build_model(
     }
     form: dict[str, Any] = {
         "streams": streams,
-        "lora": _lora(config),
+        "lora": lora_of(config),
         "plits_sees_lal": config.model.plits_sees_lal,
     }
     if init_folder is not None and _is_pal(init_folder):
@@ -131,7 +130,7 @@ def stream_spec(stream: StreamConfig, stamp: Mapping[str, Any]) -> dict[str, Any
     }
 
 
-def _lora(config: TrainConfig) -> dict[str, Any] | None:
+def lora_of(config: TrainConfig) -> dict[str, Any] | None:
     """The adapters as `PalConfig` keeps them."""
     return asdict(config.model.lora) if config.model.lora.rank else None
 
@@ -161,14 +160,7 @@ def _load_same_form(folder: Path, form: Mapping[str, Any], dtype: torch.dtype) -
     from paltrain.model.modeling import PalModel
 
     saved = PalModel.config_class.from_pretrained(folder)
-    there, here = _form_fields(saved.to_dict()), _form_fields(form)
-    if saved.lora is None:
-        there["lora"] = here["lora"]
-    differences = [
-        f"{name}: {there.get(name)!r} there, {here.get(name)!r} here"
-        for name in sorted({*there, *here})
-        if there.get(name) != here.get(name)
-    ]
+    differences = form_differences(saved.to_dict(), form)
     if differences:
         raise ModelError(
             f"the model in {folder} is of another form than this run; start from one of the same "
@@ -178,19 +170,6 @@ def _load_same_form(folder: Path, form: Mapping[str, Any], dtype: torch.dtype) -
     if saved.lora is None and form["lora"]:
         model.add_adapters(form["lora"])
     return model
-
-
-def _form_fields(form: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree, by dotted name."""
-    fields = {
-        f"streams.{name}.{field}": spec.get(field)
-        for name, spec in form["streams"].items()
-        for field in STREAM_FIELDS
-    }
-    # PLITS rows look at LAL keys only where both routes are.
-    routes = {spec["route"] for spec in form["streams"].values()}
-    sees = form["plits_sees_lal"] if {"plits", "lal"} <= routes else None
-    return {**fields, "lora": form["lora"], "plits_sees_lal": sees}
 
 
 def _is_pal(folder: Path) -> bool:

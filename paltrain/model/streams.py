@@ -17,13 +17,12 @@ from paltrain.errors import ModelError, unknown_name
 from paltrain.model.configuration import ROUTES
 from paltrain.model.connectors import LayerProjection, build_connector, sinusoids
 from paltrain.model.cost import DecoderShape
+from paltrain.model.form import STREAM_FIELDS
 from paltrain.model.lal import AudioStates
 from paltrain.model.layers import layers_of_stream
 from paltrain.model.layout import Layout
 from paltrain.model.segments import DevicePlan
 from paltrain.model.xattn import CrossAudio, GatedCrossAttention
-
-FIELDS = ("route", "width", "connector", "layers", "layer_projection")  # that every stream says
 
 
 class AudioStream(nn.Module):
@@ -95,11 +94,12 @@ def check_features(batch: Batch, streams: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _check_fields(name: str, spec: Mapping[str, Any]) -> None:
-    for field in FIELDS:
+    for field in STREAM_FIELDS:
         if field not in spec:
             raise ModelError(
-                f"stream '{name}' does not say its {field}: a stream has {', '.join(FIELDS)}; "
-                "config.json was edited, or is of other code: export the model again"
+                f"stream '{name}' does not say its {field} (streams have "
+                f"{', '.join(STREAM_FIELDS)}): config.json was edited, or is of other code; export "
+                "the model again"
             )
 
 
