@@ -248,9 +248,10 @@ def find_init_folder(config: TrainConfig) -> Path | None:
         return run.model
     if (Path(name) / "config.json").exists():
         return Path(name)
+    made_by = f"the run {Path(name).parent}" if "/" in name else f"the stage with run.name={name}"
     raise ConfigError(
         f"stage.init_from: '{name}' is neither a run in {config.run.root}/ nor a model folder: "
-        f"launch the stage with run.name={name} first, or give a folder with config.json"
+        f"launch {made_by} first, or give a folder with config.json"
     )
 
 

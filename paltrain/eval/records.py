@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from paltrain.errors import IncompleteError
 from paltrain.eval.tasks import Chance, Scoring, TaskScore, is_correct, score_by_task
 from paltrain.files import write_atomically, write_json
 from paltrain.log import get_logger
@@ -90,9 +91,16 @@ class EvalScores:
 
     @classmethod
     def load(cls, folder: Path) -> EvalScores:
-        fields = json.loads((folder / SCORES_FILE).read_text(encoding="utf-8"))
-        by_task = {name: _score_from_dict(score) for name, score in fields.pop("by_task").items()}
-        return cls(**fields, by_task=by_task)
+        """Raises IncompleteError where the file is torn, or of other code."""
+        file = folder / SCORES_FILE
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            by_task = {name: _score_from_dict(each) for name, each in fields.pop("by_task").items()}
+            return cls(**fields, by_task=by_task)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise IncompleteError(
+                f"{file} cannot be read ({error}): remove it, and evaluate again"
+            ) from error
 
 
 class AnswerFile:
