@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from paltrain.errors import IncompleteError
 from paltrain.eval.records import (
     OTHER_FILE,
     Answer,
@@ -89,3 +92,10 @@ def test_answers_of_slices_are_taken_over_once_and_put_in_order(tmp_path: Path) 
         answer(2),
         answer(3),
     ]
+
+
+@pytest.mark.parametrize("content", ['{"model": "m", "by', '{"by_task": {}, "of": "later"}', "[]"])
+def test_scores_that_are_torn_or_of_other_code_are_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(content, encoding="utf-8")
+    with pytest.raises(IncompleteError, match="scores.json cannot be read .*evaluate again"):
+        EvalScores.load(tmp_path)
