@@ -9,12 +9,14 @@ A trial is an arm, a value of each axis and a seed. Its runs lie in ROOT/NAME/TR
 they said in log.txt. What `prepare` names is made first; trials then run here, `parallel` at a
 time, in a line each. One that fails stops no other: it is named at the end, and the exit code is 1.
 The same command again skips what is done and goes on with the rest. At the end all arms' steps are
-timed on the same questions (tools/bench.py forms) and REPORT.md and REPORT.json are written.
+timed on the same questions (tools/bench.py forms) and REPORT.md and REPORT.json are written. --list
+and --table start nothing; --list writes nothing either.
 
 On a cluster `tools/launch.py --cluster NAME CONFIG` makes it a job array: each of
 launch.array_tasks tasks runs a slice of the trials on one node's share, and a merge writes the
-table. A trial that needs several nodes is a chain of its own: launch it by the command that --list
-shows, with --cluster NAME --nodes N, and let this command, or --table, put all together.
+table. A trial that needs several nodes is a chain of its own: launch it by what --list shows for
+it, with --cluster NAME --nodes N, and let this command, or --table, put all together. Where --list
+shows a trial in several lines, each of them starts from what the one before has made.
 
     python tools/ablate.py CONFIG --slice 3/64
     python tools/ablate.py CONFIG --merge 64
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from paltrain.cli import (
+    EXIT_INTERRUPTED,
     add_slice_options,
     check_merge,
     config_parser,
@@ -53,10 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return work.list()
     if arguments.table:
         return work.write_table()
-    with progress_in(arguments.heartbeat) as told:
-        if arguments.merge is not None:
-            return work.merge(arguments.merge, told)
-        return work.run(told)
+    try:
+        with progress_in(arguments.heartbeat) as told:
+            if arguments.merge is not None:
+                return work.merge(arguments.merge, told)
+            return work.run(told)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def command_of(arguments: argparse.Namespace) -> str:
@@ -68,7 +75,9 @@ def command_of(arguments: argparse.Namespace) -> str:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = config_parser(__doc__)
     parser.add_argument(
-        "--list", action="store_true", help="show the trials and the command of each; run none"
+        "--list",
+        action="store_true",
+        help="show the trials and the commands of each; run and write nothing",
     )
     parser.add_argument("--table", action="store_true", help="only the table of what is there")
     add_slice_options(parser)

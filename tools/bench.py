@@ -12,9 +12,8 @@ step: forward and backward of LAL, of packed PLITS and of plain `transformers` P
 median times, FLOP bound, peak memory beyond weights and gradients. attention: one layer's packed
 LAL attention, gather included, beside the bare kernel on its segments. data: the feature reader
 beside WebDataset's, computing features beside the bare encoder, order and plan of 5.7 M questions,
-32 ranks' balance, the cost model beside measured steps; of the options it takes --json, --rounds
-and --run. forms: a step of what each arm of an ablation has trained (its first seed), all on the
-same questions; of the options it takes --json, --rounds and --threads.
+32 ranks' balance, the cost model beside measured steps. forms: a step of what each arm of an
+ablation has trained (its first seed), all on the same questions; it must be named with --ablation.
 """
 
 from __future__ import annotations
@@ -59,7 +58,10 @@ def run_forms(arguments: argparse.Namespace) -> tuple[list[BenchRow], str]:
     from paltrain.errors import ConfigError
 
     if arguments.ablation is None:
-        raise ConfigError("forms needs an ablation: add --ablation configs/ablations/NAME.yaml")
+        raise ConfigError(
+            "forms measures an ablation's arms, but none is named: add --ablation "
+            "configs/ablations/NAME.yaml"
+        )
     config = load_config(AblationConfig, [arguments.ablation])
     plan = plan_of(config, name=folder_of(config, arguments.ablation).name)
     from paltrain.bench.forms import Form, measure_forms
@@ -91,39 +93,47 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["step", "attention", "data", "forms"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
-    parser.add_argument(
-        "--preset",
-        default="quickstart",
-        choices=["quickstart", "llama-1b"],
-        help="the model's shapes and the grid of lengths (default: quickstart)",
+    add_common_options(parser.add_argument_group("all benchmarks"))
+    add_model_options(parser.add_argument_group("step and attention"))
+    parser.add_argument_group("step, attention and forms").add_argument(
+        "--threads", type=int, help="CPU threads (default: those of a training process)"
     )
-    parser.add_argument(
-        "--config",
-        default="configs/quickstart/lal_stage2.yaml",
-        metavar="CONFIG",
-        help="the run whose connector and encoder width the quickstart preset takes",
-    )
-    parser.add_argument(
-        "--na", type=int, help="audio tokens of a clip (default: the preset's grid)"
-    )
-    parser.add_argument("--nt", type=int, help="text tokens of a conversation")
-    parser.add_argument("--conversations", type=int, help="in one step")
-    parser.add_argument("--backend", default="auto", help="auto, flash_attn, torch or sdpa")
-    parser.add_argument(
+    parser.add_argument_group("data").add_argument(
         "--run",
         type=Path,
         action="append",
         default=[],
         metavar="FOLDER",
-        help="data: also the time that this run waited for data; may be given several times",
+        help="also the time that this run waited for data; may be given several times",
     )
-    parser.add_argument("--ablation", type=Path, metavar="CONFIG", help="forms: the ablation")
-    parser.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
-    parser.add_argument(
-        "--threads", type=int, help="CPU threads (default: those of a training process)"
+    parser.add_argument_group("forms").add_argument(
+        "--ablation", type=Path, metavar="CONFIG", help="whose arms are measured; forms needs it"
     )
     return parser.parse_args(argv)
+
+
+def add_common_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    group.add_argument("--rounds", type=int, default=10, help="timed turns of each arm")
+
+
+def add_model_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--preset",
+        default="quickstart",
+        choices=["quickstart", "llama-1b"],
+        help="the model's shapes and the grid of lengths (default: quickstart)",
+    )
+    group.add_argument(
+        "--config",
+        default="configs/quickstart/lal_stage2.yaml",
+        metavar="CONFIG",
+        help="the run whose connector and encoder width the quickstart preset takes",
+    )
+    group.add_argument("--na", type=int, help="audio tokens of a clip (default: the preset's grid)")
+    group.add_argument("--nt", type=int, help="text tokens of a conversation")
+    group.add_argument("--conversations", type=int, help="in one step")
+    group.add_argument("--backend", default="auto", help="auto, flash_attn, torch or sdpa")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -70,12 +69,6 @@ def commands_of(trial: Trial, *, threads: int | None = None) -> list[list[str]]:
         [*tool(LAUNCH), "--cluster", "local", *stages, *share],
         [*tool(EVALUATE), str(files.evaluation), "--no-baseline"],
     ]
-
-
-def chain_of(trial: Trial) -> str:
-    """The one command that runs a trial as a chain, here or on a cluster, as a user gives it."""
-    files = TrialFiles(trial)
-    return shlex.join(["python", LAUNCH, *map(str, files.stages), str(files.evaluation)])
 
 
 def prepare_command(configs: Iterable[str]) -> list[str]:

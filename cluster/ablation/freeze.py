@@ -1,7 +1,7 @@
 """An ablation as its job's folder keeps it: later edits of the arms' files do not reach it.
 
     FOLDER/config.yaml                  its arms name the files below, its name is said
-    FOLDER/arms/ARM/1-RUN.yaml, ...     an arm's stages, resolved, with its `set` words
+    FOLDER/arms/ARM/1-RUN.yaml, ...     an arm's stages, resolved, with the `set` words
     FOLDER/arms/evaluate.yaml           the evaluation, resolved
 
 What it prepares are jobs of their own, before it.
@@ -35,7 +35,7 @@ def freeze_ablation(config: AblationConfig, folder: JobFolder) -> None:
     save_config(evaluation, arms / "evaluate.yaml")
     launch = replace(config.launch, name=folder.name)
     frozen = replace(
-        config, arms=own, evaluate=str(arms / "evaluate.yaml"), prepare=[], launch=launch
+        config, arms=own, set=[], evaluate=str(arms / "evaluate.yaml"), prepare=[], launch=launch
     )
     save_config(frozen, folder.config)
 

@@ -14,21 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.ablation import children
-from cluster.ablation.commands import (
-    BENCH,
-    TrialFiles,
-    chain_of,
-    prepare_command,
-    tool,
-)
+from cluster.ablation.commands import BENCH, LAUNCH, TrialFiles, prepare_command, tool
+from cluster.ablation.listing import commands_to_give
 from cluster.ablation.runner import Failure, Told, progress_of, run_trials
 from cluster.job import folder_of
 from paltrain.ablation.build import Plan, Trial, plan_of
 from paltrain.ablation.report import accuracy_table, write_report
-from paltrain.ablation.results import COSTS_FILE, collect, has_results
+from paltrain.ablation.results import COSTS_FILE, collect, has_results, has_some_results
 from paltrain.config.load import save_config
 from paltrain.config.schema import AblationConfig
-from paltrain.errors import ConfigError
+from paltrain.errors import ConfigError, IncompleteError
 from paltrain.slices import EVERYTHING, Lack, incomplete, parse_slice
 
 EXIT_FAILED = 1
@@ -53,13 +48,14 @@ class Work:
         return cls(config, plan_of(config, name=folder_of(config, source).name), command)
 
     def list(self) -> int:
-        """Print the trials with the command of each, over files that are written for it."""
+        """Print the trials with the commands of each; writes nothing."""
         if self.config.prepare:
-            print(shlex.join(["python", "tools/launch.py", *self.config.prepare]))
+            print("# before all trials")
+            print(shlex.join(["python", LAUNCH, *self.config.prepare]))
         for trial in self.plan.trials:
-            TrialFiles(trial).write_configs()
             standing = "done" if TrialFiles(trial).is_done else trial.last.standing()
-            print(f"# {trial.name}: {standing}\n{chain_of(trial)}")
+            print(f"# {trial.name}: {standing}")
+            print("\n".join(commands_to_give(trial, self.config)))
         self._say_remarks()
         return 0
 
@@ -73,7 +69,8 @@ class Work:
         failures = run_trials(trials, parallel=self.config.parallel, told=told)
         if part == EVERYTHING:
             self._measure_costs()
-            self.write_table()
+            if any(map(has_some_results, trials)):
+                self.write_table()
         for failure in failures:
             say_failure(failure)
         return EXIT_FAILED if failures else 0
@@ -102,8 +99,18 @@ class Work:
         return self.write_table()
 
     def write_table(self) -> int:
-        """REPORT.md and REPORT.json of what is there."""
-        results = collect(self.plan)
+        """REPORT.md and REPORT.json of what is there.
+
+        Raises:
+            IncompleteError: nothing is.
+        """
+        results = collect(self.plan, expect=self.config.expect)
+        if not results.are_there:
+            raise IncompleteError(
+                "there is no result yet: a table needs one trial's at least, but none of "
+                f"{len(results.missing)} in {self.plan.folder} has any; run them first: "
+                f"{self.command}"
+            )
         path = Path(self.config.report or self.plan.folder / REPORT_NAME)
         written = write_report(
             path,

@@ -3,9 +3,9 @@
     arms x values of the axes ──> variants      a row of the table each
     variants x seeds          ──> trials        a folder each: ROOT/NAME/VARIANT-seedK
 
-1. each stage's file is read as it stands, and with the arm's `set` words and the axes' values, for
-   the keys that it has a place for; an axis that none of an arm's stages has a place for is no axis
-   of that arm
+1. each stage's file is read as it stands, and with the `set` words (of all arms, then the arm's
+   own) and the axes' values, for the keys that it has a place for; an axis that none of an arm's
+   stages has a place for is no axis of that arm
 2. in a trial the stages' root is the trial's folder, so that `stage.init_from: NAME` means the
    trial's own stage of that name; another run that a stage starts from is pinned to where the
    stage's own file says it is (ROOT/NAME/model)
@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paltrain.ablation.knowledge import Known, known_to
+from paltrain.ablation.knowledge import Known, Place, best_of, place_of
+from paltrain.ablation.names import slug
 from paltrain.config.load import load_config
 from paltrain.config.schema import AblationConfig, ArmConfig, EvalConfig, TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.run_folder import RunFolder
 
 OWN_KEYS = ("run.root", "run.name", "run.seed")  # what tells one trial's runs from another's
-NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,7 @@ class Variant:
     arm: str
     values: Mapping[str, Any]
     note: str | None = None
+    reason: str | None = None  # why it may stay under what is expected
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,9 @@ class _Planner:
     _read: dict[tuple[str, ...], TrainConfig | None] = field(default_factory=dict)
 
     def plan(self, name: str) -> Plan:
-        known = {arm: self._known_keys(arm, each) for arm, each in self.config.arms.items()}
+        known = {arm: self._places(arm, each) for arm, each in self.config.arms.items()}
         self._check_axes(known)
+        self._check_common_words()
         evaluation = self.evaluation()
         self._raise_if_any()
         assert evaluation is not None, "a missing evaluation is a fault"
@@ -146,12 +147,13 @@ class _Planner:
 
     def stages(self, name: str, arm: ArmConfig, values: Mapping[str, Any]) -> list[TrainConfig]:
         """An arm's stages with its `set` words and the axes' values, where they have a place."""
-        words = [*arm.set, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+        axes = [f"{key}={json.dumps(value)}" for key, value in values.items()]
+        words = [*self.config.set, *arm.set, *axes]
         stages = []
         for path in arm.stages:
             plain = self._load(path, name)
             if plain is not None:
-                fitting = [word for word in words if _knows(plain, word) is Known.yes]
+                fitting = [word for word in words if _place(plain, word).known is Known.yes]
                 stages.append(self._load(path, name, *fitting))
         return [stage for stage in stages if stage is not None]
 
@@ -166,9 +168,9 @@ class _Planner:
                 self._fault(f"arms.{arm}.stages: {path}{with_words}: {error}")
         return self._read[key]
 
-    def _known_keys(self, name: str, arm: ArmConfig) -> dict[str, Known]:
+    def _places(self, name: str, arm: ArmConfig) -> dict[str, Place]:
         """How an arm knows each axis; what is wrong with its stages and `set` words is noted."""
-        stages = [stage for path in arm.stages if (stage := self._load(path, name))]
+        stages = self._plain(name, arm)
         if len(stages) < len(arm.stages):
             return {}
         names = [stage.run.name for stage in stages]
@@ -178,39 +180,65 @@ class _Planner:
                 "would share a folder: give each its own"
             )
         for word in arm.set:
-            self._check_word(name, stages, word)
-        return {axis: _best(known_to(stage, axis) for stage in stages) for axis in self.config.axes}
+            place = best_of(_place(stage, word) for stage in stages)
+            if self._is_word(f"arms.{name}.set", word) and place.known is not Known.yes:
+                self._fault(f"arms.{name}.set: '{word}': {place.fault(f'arm {name} has no')}")
+        axes = self.config.axes
+        return {axis: best_of(place_of(stage, axis) for stage in stages) for axis in axes}
 
-    def _check_word(self, arm: str, stages: Sequence[TrainConfig], word: str) -> None:
+    def _plain(self, name: str, arm: ArmConfig) -> list[TrainConfig]:
+        """An arm's stages as their files say, as far as they can be read."""
+        return [stage for path in arm.stages if (stage := self._load(path, name))]
+
+    def _is_word(self, where: str, word: str) -> bool:
+        """Whether a `set` word is one, whatever its key; what is wrong is noted."""
         key, equals, _ = word.partition("=")
-        known = _best(_knows(stage, word) for stage in stages)
         if not equals or not key:
-            self._fault(f"arms.{arm}.set: '{word}' must be key=value, e.g. optimizer.lr=1e-4")
+            self._fault(f"{where}: '{word}' must be key=value, e.g. optimizer.lr=1e-4")
         elif key in OWN_KEYS:
-            self._fault(f"arms.{arm}.set: {key} is the ablation's own, not an arm's: leave it out")
-        elif known is not Known.yes:
-            self._fault(f"arms.{arm}.set: {key} {_why(known)} ({', '.join(_streams(stages))})")
+            self._fault(f"{where}: {key} is the ablation's own, not an arm's: leave it out")
+        return bool(equals and key) and key not in OWN_KEYS
 
-    def _check_axes(self, known: Mapping[str, Mapping[str, Known]]) -> None:
+    def _check_common_words(self) -> None:
+        """The `set` words of all arms."""
+        stages = {name: self._plain(name, arm) for name, arm in self.config.arms.items()}
+        for word in self.config.set:
+            if self._is_word("set", word):
+                of_arms = {
+                    name: best_of(_place(stage, word) for stage in own)
+                    for name, own in stages.items()
+                    if own
+                }
+                self._check_places(
+                    f"set: '{word}'", word.partition("=")[0], of_arms, "that setting"
+                )
+
+    def _check_axes(self, known: Mapping[str, Mapping[str, Place]]) -> None:
         for axis in self.config.axes:
-            of_arms = {arm: keys[axis] for arm, keys in known.items() if axis in keys}
             if axis in OWN_KEYS:
                 self._fault(f"axes.{axis}: tells trials apart and is no axis; seeds has the seeds")
-            elif of_arms and Known.yes not in of_arms.values():
-                self._fault(f"axes.{axis}: {_why(_best(of_arms.values()))}, of no arm")
-            else:
-                without = [arm for arm, how in of_arms.items() if how is not Known.yes]
-                self.remarks += [
-                    f"{arm} has no place for {axis}: that axis is left out for it"
-                    for arm in without
-                ]
+                continue
+            of_arms = {arm: places[axis] for arm, places in known.items() if axis in places}
+            self._check_places(f"axes.{axis}", axis, of_arms, "that axis")
 
-    def _variants(self, name: str, arm: ArmConfig, known: Mapping[str, Known]) -> Iterator[Variant]:
-        axes = [axis for axis in self.config.axes if known[axis] is Known.yes]
+    def _check_places(self, where: str, key: str, of_arms: Mapping[str, Place], what: str) -> None:
+        """A key that no arm knows is a fault, one that some do not know a remark. what: it is."""
+        best = best_of(of_arms.values())
+        if of_arms and best.known is not Known.yes:
+            self._fault(f"{where}: {best.fault('no arm has a')}")
+            return
+        self.remarks += [
+            f"{arm} has no place for {key}: {what} is left out for it"
+            for arm, place in of_arms.items()
+            if place.known is not Known.yes
+        ]
+
+    def _variants(self, name: str, arm: ArmConfig, known: Mapping[str, Place]) -> Iterator[Variant]:
+        axes = [axis for axis in self.config.axes if known[axis].known is Known.yes]
         for values in itertools.product(*(self.config.axes[axis] for axis in axes)):
             chosen = dict(zip(axes, values, strict=True))
             parts = [slug(axis, value) for axis, value in chosen.items()]
-            yield Variant("-".join([name, *parts]), name, chosen, arm.note)
+            yield Variant("-".join([name, *parts]), name, chosen, arm.note, arm.reason)
 
     def _trials(self, variant: Variant, arm: ArmConfig, evaluation: EvalConfig) -> Iterator[Trial]:
         stages = self.stages(variant.arm, arm, variant.values)
@@ -242,25 +270,6 @@ class _Planner:
             raise ConfigError("the ablation cannot be run:\n  " + "\n  ".join(self.faults))
 
 
-def slug(key: str, value: Any) -> str:
-    """A value of an axis as part of a folder's name; a number takes its key's last word with it.
-
-    >>> slug("model.streams.sslam.layers", {"start": 4})
-    'start4'
-    >>> slug("model.streams.sslam_summary.connector.n_summary", 16)
-    'n_summary16'
-    """
-    if isinstance(value, Mapping):
-        text = "_".join(f"{name}{each}" for name, each in value.items())
-    elif isinstance(value, str):
-        text = value
-    elif isinstance(value, list):
-        text = key.rpartition(".")[2] + "_".join(map(str, value))
-    else:
-        text = f"{key.rpartition('.')[2]}{value}"
-    return NOT_IN_NAMES.sub("_", text)
-
-
 def _below(stages: Sequence[TrainConfig], folder: Path, seed: int) -> tuple[TrainConfig, ...]:
     """The stages as runs below a trial's folder, with its seed."""
     own: list[TrainConfig] = []
@@ -281,21 +290,5 @@ def _pinned(start: str, root: str) -> str:
     return str(RunFolder(Path(root) / start).model)
 
 
-def _knows(stage: TrainConfig, word: str) -> Known:
-    return known_to(stage, word.partition("=")[0])
-
-
-def _best(known: Any) -> Known:
-    """How well a key is known to some stages: by the one that knows it best."""
-    return min(known, key=list(Known).index, default=Known.no)
-
-
-def _why(known: Known) -> str:
-    if known is Known.no:
-        return "is no key of a training run"
-    return "lies below a stream or part that no stage has"
-
-
-def _streams(stages: Sequence[TrainConfig]) -> list[str]:
-    names = dict.fromkeys(name for stage in stages for name in stage.model.streams)
-    return [f"streams: {', '.join(names) or 'none'}"]
+def _place(stage: TrainConfig, word: str) -> Place:
+    return place_of(stage, word.partition("=")[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paltrain.ablation.results import Costs, Results, Row, Share
-from paltrain.ablation.sentences import sentences
+from paltrain.ablation.sentences import rule, sentences
 from paltrain.eval.table import ABSENT, ScoreTable, percent
 from paltrain.files import write_atomically, write_json
 
@@ -52,9 +52,10 @@ def accuracy_table(results: Results, *, deaf: bool = False) -> ScoreTable:
 
 def cost_table(results: Results) -> ScoreTable:
     """What a training step of each row costs, beside its baseline's."""
+    times = f"x {results.baseline_arm}"
     header = (
-        "arm", "trained in the last stage", "parameters", "step time, ms", "of baseline's",
-        "peak memory, MiB", "of baseline's",
+        "arm", "trained in the last stage", "parameters", "step time, ms", times,
+        "peak memory, MiB", times,
     )  # fmt: skip
     rows = []
     for row in results.rows:
@@ -83,6 +84,8 @@ def figures(results: Results, *, title: str, caption: str, command: str) -> dict
         "chance": dict(results.chance),
         "rows": [_row_figures(row) for row in results.rows],
         "accuracy_and_cost": [_point(row) for row in results.rows],
+        "rule": rule(results),
+        "expect": dict(results.expect),
         "sentences": sentences(results),
         "remarks": list(results.remarks),
         "missing_trials": list(results.missing),
@@ -116,7 +119,8 @@ def _costs(results: Results) -> Iterator[str]:
     ) else ""  # fmt: skip
     yield (
         "A training step (forward and backward) of each arm's last stage, all arms in turns on the "
-        f"same questions; peak memory is what comes beyond weights and gradients.{on}"
+        "same questions; peak memory is what comes beyond weights and gradients. "
+        f'"x {results.baseline_arm}": as a multiple of {results.baseline_arm}\'s.{on}'
     )
     yield cost_table(results).to_markdown()
 
@@ -127,6 +131,7 @@ def _words(results: Results) -> Iterator[str]:
         yield "## The arms"
         yield "\n".join(f"- {arm}: {note}" for arm, note in noted.items())
     yield f"## Against {results.baseline_arm}"
+    yield rule(results)
     yield "\n".join(f"- {sentence}" for sentence in sentences(results)) or "No results yet."
     if results.missing:
         yield f"Not there yet: {', '.join(results.missing)}."
@@ -145,6 +150,7 @@ def _row_figures(row: Row) -> dict[str, Any]:
         "arm": row.variant.arm,
         "values": dict(row.variant.values),
         "note": row.variant.note,
+        "reason": row.variant.reason,
         "accuracy": {task: _share_figures(share) for task, share in row.heard.items()},
         "deaf": {task: _share_figures(share) for task, share in row.deaf.items()},
         **vars(row.costs),
@@ -153,7 +159,9 @@ def _row_figures(row: Row) -> dict[str, Any]:
 
 def _share_figures(share: Share) -> dict[str, Any]:
     by_seed = {str(seed): value for seed, value in share.by_seed.items()}
-    return {"mean": share.mean, "std": share.std, "by_seed": by_seed}
+    return {
+        "mean": share.mean, "std": share.std, "by_seed": by_seed, "n_answers": share.n_answers
+    }  # fmt: skip
 
 
 def _point(row: Row) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def _figure(value: float | None, factor: float) -> str:
 
 
 def _ratio(own: float | None, other: float | None) -> str:
-    return ABSENT if own is None or not other else f"{own / other:.2f} x"
+    return ABSENT if own is None or not other else f"{own / other:.2f}"
 
 
 def read_figures(path: Path) -> dict[str, Any]:

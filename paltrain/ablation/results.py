@@ -30,9 +30,11 @@ COSTS_FILE = "forms.json"
 
 @dataclass(frozen=True)
 class Share:
-    """Shares of right answers (0..1) over seeds. std: of the seeds (n - 1); None of one seed."""
+    """Shares of right answers (0..1) over seeds. n_answers: those of all seeds together. std: of
+    the seeds (n - 1); None of one seed."""
 
     by_seed: Mapping[int, float]
+    n_answers: int
 
     @property
     def mean(self) -> float:
@@ -77,7 +79,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    """All rows. chance: by task. machine: where steps were timed. commits: of the trials' code."""
+    """All rows. chance: by task. machine: where steps were timed. commits: of the trials' code.
+    expect: shares of right answers by task that every row is expected to reach."""
 
     rows: Sequence[Row]
     baseline_arm: str
@@ -89,6 +92,12 @@ class Results:
     machine: str | None
     remarks: Sequence[str] = ()
     cost_reference: str | None = None  # on what the steps were timed, in words
+    expect: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def are_there(self) -> bool:
+        """Whether any trial has one."""
+        return any(row.heard for row in self.rows)
 
     def baseline_of(self, row: Row) -> Row | None:
         """The row that a row is held against: the baseline arm's with the same values of the axes
@@ -105,8 +114,8 @@ class Results:
         return next(iter(fitting or rows), None)
 
 
-def collect(plan: Plan) -> Results:
-    """The results of a plan's trials, as far as they are there."""
+def collect(plan: Plan, *, expect: Mapping[str, float] | None = None) -> Results:
+    """The results of a plan's trials, as far as they are there. expect: see `Results`."""
     scores = {trial.name: _Scores.of(trial) for trial in plan.trials}
     there = [each.heard for each in scores.values() if each.heard]
     costs, machine, reference = read_costs(plan.folder / COSTS_FILE)
@@ -127,12 +136,18 @@ def collect(plan: Plan) -> Results:
         machine=machine,
         remarks=plan.remarks,
         cost_reference=reference,
+        expect=expect or {},
     )
 
 
 def has_results(trial: Trial) -> bool:
     """Whether a trial has been trained and evaluated."""
     return _Scores.of(trial).is_whole
+
+
+def has_some_results(trial: Trial) -> bool:
+    """Whether there is a figure of a trial to show."""
+    return _Scores.of(trial).heard is not None
 
 
 @dataclass(frozen=True)
@@ -177,12 +192,13 @@ def _shares(by_seed: Mapping[int, EvalScores | None], tasks: Sequence[str]) -> d
     shares = {}
     for task in tasks:
         there = {
-            seed: scores.by_task[task].accuracy
+            seed: scores.by_task[task]
             for seed, scores in by_seed.items()
             if scores is not None and task in scores.by_task
         }
         if there:
-            shares[task] = Share(there)
+            accuracy = {seed: score.accuracy for seed, score in there.items()}
+            shares[task] = Share(accuracy, sum(score.n for score in there.values()))
     return shares
 
 

@@ -1,44 +1,53 @@
 """What an ablation's numbers say, in plain sentences made from them and from nothing else.
 
-A difference counts where it is larger than the seeds' spread: the larger one of the two arms'
-standard deviations over seeds. With one seed no spread is known, and every difference is told as
-such.
+Which differences count is `paltrain.ablation.verdicts`'s to say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
+from collections.abc import Iterator, Mapping
 
 from paltrain.ablation.results import Results, Row, Share
+from paltrain.ablation.verdicts import (
+    Verdict,
+    largest_over_questions,
+    limit,
+    limit_of_hearing,
+    limit_to_chance,
+    verdict,
+)
+from paltrain.errors import near_hint
 
-HEARING_TASK = "which_sound"  # the first thing that a model that hears can do
-HEARING_SHARE = 0.85  # of its questions that an arm is expected to answer right
-
-
-class Verdict(Enum):
-    loses = "loses to"
-    wins = "wins over"
-    even = "is within the seeds' spread of"
+NO_REASON = "no reason is given"
 
 
 def sentences(results: Results) -> list[str]:
-    """One for each row but the baseline's, and one for each that hears little."""
+    """One for each row but the baseline's, one for each row that is not above chance somewhere, and
+    one for each that stays under what is expected."""
     compared = (sentence for row in results.rows for sentence in _compared(row, results))
-    return [*compared, *_hear_little(results.rows)]
+    not_above = (sentence for row in results.rows for sentence in _not_above(row, results))
+    return [*compared, *not_above, *_under_expected(results)]
 
 
-def verdict(own: Share, other: Share) -> Verdict:
-    """How a share of right answers stands to another."""
-    difference = own.mean - other.mean
-    if abs(difference) <= (spread(own, other) or 0.0):
-        return Verdict.even
-    return Verdict.wins if difference > 0 else Verdict.loses
-
-
-def spread(own: Share, other: Share) -> float | None:
-    """The larger standard deviation over seeds, None where neither has two seeds."""
-    return max((s.std for s in (own, other) if s.std is not None), default=None)
+def rule(results: Results) -> str:
+    """Which differences count, with the numbers of these results; empty without results."""
+    tasks_of: dict[int, list[str]] = {}
+    for task in results.tasks:
+        n = max(row.heard[task].n_answers for row in results.rows if task in row.heard)
+        tasks_of.setdefault(n, []).append(task)
+    if not tasks_of:
+        return ""
+    points = "; ".join(
+        f"{_percent(largest_over_questions(n))} points of {', '.join(tasks)} ({n:,} answers)"
+        for n, tasks in tasks_of.items()
+    )
+    return (
+        "A difference counts if it exceeds its limit, the larger one of what a t-test over the "
+        "seeds asks for at 95 % (where there are several) and two standard errors of the "
+        "difference of two shares of so many answers, questions x seeds. Of a row with all seeds "
+        f"the second is at most {points}. Against chance and the deaf control it is the limit by "
+        "itself. Of twenty pairs that are alike, about one exceeds its limit."
+    )
 
 
 def _compared(row: Row, results: Results) -> Iterator[str]:
@@ -63,27 +72,57 @@ def _compared(row: Row, results: Results) -> Iterator[str]:
 
 def _told(both: Mapping[str, tuple[Share, Share]], wanted: Verdict) -> str:
     return ", ".join(
-        f"{task} ({_difference(own, other)})"
+        f"{task} ({_difference(own.mean, other.mean, limit(own, other))})"
         for task, (own, other) in both.items()
         if verdict(own, other) is wanted
     )
 
 
-def _difference(own: Share, other: Share) -> str:
-    between = spread(own, other)
-    seeds = "one seed" if between is None else f"seeds' standard deviation {100 * between:.1f}"
+def _difference(own: float, other: float, needed: float, *, which: str = "") -> str:
     return (
-        f"{100 * own.mean:.1f} against {100 * other.mean:.1f}, a difference of "
-        f"{100 * abs(own.mean - other.mean):.1f} points, {seeds}"
+        f"{_percent(own)} against {_percent(other)}{which}: {_percent(abs(own - other))} points, "
+        f"limit {_percent(needed)}"
     )
 
 
-def _hear_little(rows: Sequence[Row]) -> Iterator[str]:
-    for row in rows:
-        share = row.heard.get(HEARING_TASK)
-        if share is not None and share.mean < HEARING_SHARE:
-            noted = row.variant.note or "nothing that would explain it."
-            yield (
-                f"{row.variant.name} answers {100 * share.mean:.1f} % of {HEARING_TASK} right, "
-                f"under {100 * HEARING_SHARE:.0f} %; noted of it: {noted}"
-            )
+def _not_above(row: Row, results: Results) -> Iterator[str]:
+    """The tasks on which a row is not above both the deaf control and chance."""
+    told = [
+        f"{task} ({found})"
+        for task in results.tasks
+        if task in row.heard and (found := _level_not_exceeded(row, task, results.chance[task]))
+    ]
+    if told:
+        yield f"{row.variant.name} is not above chance on {', '.join(told)}."
+
+
+def _level_not_exceeded(row: Row, task: str, chance: float) -> str | None:
+    heard, deaf = row.heard[task], row.deaf.get(task)
+    if deaf is not None and heard.mean - deaf.mean <= (needed := limit_of_hearing(heard, deaf)):
+        return _difference(heard.mean, deaf.mean, needed, which=" deaf")
+    if heard.mean - chance <= (needed := limit_to_chance(heard, chance)):
+        return _difference(heard.mean, chance, needed, which=" by chance")
+    return None
+
+
+def _under_expected(results: Results) -> Iterator[str]:
+    for task, expected in results.expect.items():
+        if results.tasks and task not in results.tasks:
+            hint = near_hint(task, results.tasks)
+            yield f"Nothing was asked of the task {task} that `expect` names{hint}."
+        for row in results.rows:
+            share = row.heard.get(task)
+            if share is not None and share.mean < expected:
+                yield (
+                    f"{row.variant.name} answers {_percent(share.mean)} % of {task} right, under "
+                    f"the {100 * expected:.4g} % expected: {_reason(row)}."
+                )
+
+
+def _reason(row: Row) -> str:
+    reason = " ".join((row.variant.reason or "").split())
+    return reason.removesuffix(".") or NO_REASON
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

@@ -366,7 +366,8 @@ class ArmConfig:
 
     stages: list[str] = MISSING  # configuration files; the last one is evaluated
     set: list[str] = field(default_factory=list)  # key=value, for each stage that knows the key
-    note: str | None = None  # a sentence for the table: what a reader must know about this arm
+    note: str | None = None  # a sentence for the table: what this arm is
+    reason: str | None = None  # a sentence: why it may stay under what `expect` expects
 
 
 @dataclass
@@ -380,15 +381,19 @@ class AblationConfig:
     extends: Any = None
     prepare: list[str] = field(default_factory=list)  # features and runs that all trials start from
     arms: dict[str, ArmConfig] = MISSING
+    # key=value for every stage of every arm that knows the key; an arm's own `set` comes after it.
+    set: list[str] = field(default_factory=list)
     # Further axes: {key: [value, ...]}. Every combination of their values is tried of every arm.
     axes: dict[str, list[Any]] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     evaluate: str = MISSING  # an evaluation's configuration; its `runs` are each trial's last stage
     with_control: bool = True  # also deaf: with the recordings shuffled
     baseline_arm: str | None = None  # beside which the table says who loses where
+    # Shares of right answers by task, e.g. {which_sound: 0.85}: who stays under one is named.
+    expect: dict[str, float] = field(default_factory=dict)
     report: str | None = None  # a path without suffix, for .md and .json; default: in the root
     title: str = "Ablation"
     caption: str = ""  # what the table compares, for its readers
     parallel: int = 1  # trials at once in one process's share (threads and GPUs are shared out)
     slice: str | None = None  # "3/64": the trials of slice 3 of 64 (0-based)
-    launch: ArrayConfig = field(default_factory=ArrayConfig)
+    launch: ArrayConfig = field(default_factory=lambda: ArrayConfig(root="runs/ablations"))

@@ -275,6 +275,9 @@ def _ablation(config: AblationConfig) -> Iterator[Fault]:
         yield from look(arm, {"stages": NOT_EMPTY}, ("arms", name))
     if config.baseline_arm is not None:
         yield from one_of(("baseline_arm",), "arm", config.baseline_arm, list(config.arms))
+    for task, share in config.expect.items():
+        if not SHARE[1](share):
+            yield Fault(("expect", task), f"{SHARE[0]}, is {share:g}")
     for seed in config.seeds:
         if seed < 0:
             yield Fault(("seeds",), f"{NOT_NEGATIVE[0]}, one is {seed}")

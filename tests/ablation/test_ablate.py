@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import statistics
 import time
@@ -149,20 +150,28 @@ def test_a_merge_wants_every_trial_and_names_the_slices_that_lack_some(history):
     assert "| lal | 2 |" in (history["world"] / "merged.md").read_text()
 
 
-@pytest.mark.distributed
-def test_list_shows_each_trials_command_and_runs_nothing(world):
+def test_list_shows_each_trials_commands_and_writes_nothing(world):
     config = write_ablation(world, "listed")
     code, said = call("ablate", config, "--list")
     assert code == 0
     folder = world / "runs" / "listed"
     for trial in ("plits-seed0", "lal-seed1"):
         assert f"# {trial}: not started" in said
-        assert f"python tools/launch.py {folder}/{trial}/configs/1-" in said
-    assert not list(folder.rglob("status.json"))
-    chain = next(line for line in said.splitlines() if "lal-seed1/configs" in line)
-    code, said = call("launch", "--cluster", "slurm", "--dry-run", *chain.split()[2:])
+        assert f"run.root={folder}/{trial}" in said
+    assert not folder.exists()
+    chain = [line for line in said.splitlines() if f"run.root={folder}/lal-seed1" in line]
+    code, said = call("launch", "--cluster", "slurm", "--dry-run", *shlex.split(chain[0])[2:])
     assert code == 0
-    assert "job 3 of 3: configs-evaluate" in said
+    assert f"{folder}/lal-seed1/lal_stage1" in said
+
+
+def test_a_table_of_nothing_is_an_error_and_writes_nothing(world):
+    config = write_ablation(world, "empty")
+    code, said = call("ablate", config, "--table")
+    assert code == 2
+    assert "error: there is no result yet" in said
+    assert f"run them first: python tools/ablate.py {config}" in said
+    assert not (world / "runs" / "empty").exists()
 
 
 @pytest.mark.distributed
@@ -178,6 +187,7 @@ def test_ctrl_c_ends_all_that_was_started(world):
     os.kill(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=90)
     assert process.returncode == 130, out
+    assert "interrupted: the same command goes on from here" in out
     assert len(children) >= 4, out
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert json.loads((world / "stopped.json").read_text())["state"] == "stopped"

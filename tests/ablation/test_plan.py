@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.ablation.listing import commands_to_give
+from cluster.chain import read_chain
 from paltrain.ablation.build import Plan, plan_of
 from paltrain.ablation.knowledge import Known, known_to
+from paltrain.cli import config_parser, parse_config_arguments
 from paltrain.config.load import load_config
 from paltrain.config.schema import AblationConfig, TrainConfig
 from paltrain.errors import ConfigError
@@ -58,6 +62,64 @@ def test_set_words_go_to_the_stages_that_have_a_place_for_them(world):
     assert second.model.streams["logmel"].connector.frame_stack == 2
 
 
+def test_settings_of_all_arms_come_before_an_arms_own_and_the_axes(world):
+    text = save(world / "alone.yaml", {"extends": "base.yaml", "run": {"name": "alone"}})
+    arms = {
+        "lal": {"stages": stages_of(world, "lal"), "set": ["optimizer.lr=0.5"]},
+        "text": {"stages": [str(text)]},
+    }
+    words = ["optimizer.lr=0.25", f"{LAYERS}=[0]", "stage.steps=9"]
+    axes = {"stage.steps": [7]}
+    plan = planned(world, arms=arms, axes=axes, set=words, baseline_arm="lal", seeds=[0])
+    (lal, text_alone) = (trial.stages[-1] for trial in plan.trials)
+    assert (lal.optimizer.lr, text_alone.optimizer.lr) == (0.5, 0.25)
+    assert lal.model.streams["logmel"].layers == [0]
+    assert lal.stage.steps == text_alone.stage.steps == 7
+    assert plan.remarks == (f"text has no place for {LAYERS}: that setting is left out for it",)
+
+
+def test_an_ablation_lies_in_a_folder_of_ablations_where_none_is_said(world):
+    path = write_ablation(world, "rootless", launch={"name": "x"})
+    assert load_config(AblationConfig, [path]).launch.root == "runs/ablations"
+
+
+@pytest.mark.parametrize("arm_name", ["lal", "plain"])
+def test_the_commands_of_a_trial_make_the_very_trial(world, arm_name):
+    arms = {
+        "lal": {"stages": stages_of(world, "lal"), "set": ["optimizer.lr=1e-05"]},
+        "plain": {"stages": [str(world / "base.yaml")], "set": ["stage.steps=2"]},
+    }
+    layers = {LAYERS: [{"start": 1}, [0]]} if arm_name == "lal" else {}
+    axes = {**layers, "optimizer.betas": [[0.9, 0.5]]}
+    path = write_ablation(world, "told", arms={arm_name: arms[arm_name]}, axes=axes,
+                          baseline_arm=None, seeds=[3])  # fmt: skip
+    config = load_config(AblationConfig, [path])
+    for trial in plan_of(config, name="told").trials:
+        lines = commands_to_give(trial, config)
+        assert len(lines) == (3 if arm_name == "lal" else 1)  # LAL's first stage starts elsewhere
+        arguments = parse_config_arguments(
+            config_parser(None), [word for line in lines for word in shlex.split(line)[2:]]
+        )
+        assert arguments.configs == [
+            *map(Path, config.arms[arm_name].stages),
+            world / "evaluate.yaml",
+        ]
+        made = [each for line in lines for each in chain_configs(line)]
+        assert made[:-1] == list(trial.stages)
+        evaluation = made[-1]
+        assert Path(evaluation.launch.root) == trial.folder
+        assert replace(evaluation, launch=trial.evaluation.launch) == trial.evaluation
+
+
+def chain_configs(line: str) -> list[Any]:
+    """What `tools/launch.py` reads of a command."""
+    words = [*shlex.split(line)[2:], "--cluster", "local"]
+    parser = config_parser(None)
+    parser.add_argument("--cluster")
+    parser.set_defaults(nodes=None, gpus_per_node=None)
+    return [job.config for job in read_chain(parse_config_arguments(parser, words))]
+
+
 def test_an_axis_of_a_stream_that_an_arm_lacks_is_left_out_for_it_and_said(world):
     text = save(world / "text.yaml", {"extends": "base.yaml", "run": {"name": "text"}})
     arms = {"lal": {"stages": stages_of(world, "lal")}, "text": {"stages": [str(text)]}}
@@ -102,8 +164,22 @@ def arm(world: Path, **changes: Any) -> dict[str, Any]:
         ({"seeds": [-1]}, "one is -1"),
         ({"axes": {LAYERS: []}}, "must have at least one value"),
         ({"axes": {LAYERS: ["all", "all"]}}, "'all' stands there twice"),
-        ({"axes": {"model.steams.logmel.layers": ["all"]}}, "is no key of a training run"),
-        ({"axes": {"model.streams.x.layers": ["all"]}}, "no stage has, of no arm"),
+        (
+            {"axes": {"model.steams.logmel.layers": ["all"]}},
+            "model has no key 'steams' (did you mean 'streams'?); valid there: ",
+        ),
+        (
+            {"axes": {"model.streams.logmle.layers": ["all"]}},
+            "no arm has a stream 'logmle' (did you mean 'logmel'?); streams: logmel",
+        ),
+        ({"axes": {"stage.steps.more": [1]}}, "stage.steps is a value and has no key 'more'"),
+        (
+            {"set": ["optimzer.lr=1"]},
+            "set: 'optimzer.lr=1': a training run has no key 'optimzer' (did you mean",
+        ),
+        ({"set": ["model.streams.mel.route=lal"]}, "no arm has a stream 'mel' (did you mean"),
+        ({"set": ["run.seed=3"]}, "set: run.seed is the ablation's own"),
+        ({"expect": {"which_sound": 85}}, "expect.which_sound: must lie between 0 and 1, is 85"),
         ({"axes": {"run.seed": [1]}}, "seeds has the seeds"),
         ({"baseline_arm": "plit"}, "did you mean 'plits'?"),
         ({"parallel": 0}, "parallel: must be at least 1"),
@@ -118,8 +194,8 @@ def test_bad_input_is_one_clear_error(world, changes, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["optimizer.rl=1"], "optimizer.rl is no key"),
-        (["model.streams.mel.route=lal"], "(streams: logmel)"),
+        (["optimizer.rl=1"], "optimizer has no key 'rl'; valid there: lr, "),
+        (["model.streams.mel.route=lal"], "arm plits has no stream 'mel'"),
         (["run.seed=3"], "the ablation's own"),
         (["optimizer.lr"], "must be key=value"),
         (["optimizer.lr=fast"], "optimizer.lr=fast"),
