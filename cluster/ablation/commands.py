@@ -8,22 +8,16 @@ TRIAL/done.json                  what was done, once it is: a hash of the config
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterable
-from typing import Any
-
-import yaml
 
 from cluster.freeze import PROJECT
 from paltrain.ablation.build import Trial
+from paltrain.ablation.marks import is_marked
 from paltrain.ablation.results import has_results
-from paltrain.config.load import save_config, to_yaml
-from paltrain.files import write_json
+from paltrain.config.load import save_config
 
 LAUNCH, EVALUATE, BENCH = "tools/launch.py", "tools/evaluate.py", "tools/bench.py"
-OF_A_PLACE = ("launch", "logging")  # of a stage's keys: where it runs, not what it comes to
 
 
 class TrialFiles:
@@ -38,7 +32,6 @@ class TrialFiles:
         ]
         self.evaluation = self.configs / "evaluate.yaml"
         self.log = trial.folder / "log.txt"
-        self.done = trial.folder / "done.json"
 
     def write_configs(self) -> None:
         for stage, file in zip(self.trial.stages, self.stages, strict=True):
@@ -48,14 +41,7 @@ class TrialFiles:
     @property
     def is_done(self) -> bool:
         """Whether this very trial was run to its end, and its results are still there."""
-        try:
-            mark = json.loads(self.done.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return mark.get("of") == _identity(self.trial) and has_results(self.trial)
-
-    def mark_done(self, *, seconds: float) -> None:
-        write_json(self.done, {"of": _identity(self.trial), "seconds": round(seconds, 1)})
+        return is_marked(self.trial) and has_results(self.trial)
 
 
 def commands_of(trial: Trial, *, threads: int | None = None) -> list[list[str]]:
@@ -79,13 +65,3 @@ def prepare_command(configs: Iterable[str]) -> list[str]:
 def tool(name: str) -> list[str]:
     """A tool of the code that this process runs, by this Python."""
     return [sys.executable, str(PROJECT / name)]
-
-
-def _identity(trial: Trial) -> str:
-    """Names what a trial comes to: its configurations, but for where they run."""
-    parts: list[Any] = [yaml.safe_load(to_yaml(each)) for each in trial.stages]
-    parts.append(yaml.safe_load(to_yaml(trial.evaluation)))
-    for part in parts:
-        for key in OF_A_PLACE:
-            part.pop(key, None)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

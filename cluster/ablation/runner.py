@@ -20,6 +20,7 @@ from pathlib import Path
 from cluster.ablation.children import POLL_S, Share, end_all, start, visible_devices
 from cluster.ablation.commands import TrialFiles, commands_of
 from paltrain.ablation.build import Trial
+from paltrain.ablation.marks import DONE_FILE, mark_done
 from paltrain.ablation.results import first_accuracy
 from paltrain.run_folder import RunFolder
 from paltrain.status import HEARTBEAT_S
@@ -128,7 +129,7 @@ class _Runner:
         each.log.close()
         code = each.process.returncode
         if code == 0:
-            each.files.mark_done(seconds=each.seconds)
+            mark_done(each.trial, seconds=each.seconds)
             self._say(each, f"{first_accuracy(each.trial)}{minutes(each.seconds)}")
             return
         what = "was stopped" if code in STOPPED else f"failed with exit code {code}"
@@ -153,7 +154,7 @@ def progress_of(trials: Sequence[Trial]) -> tuple[int, int]:
             status = RunFolder.of(stage).status.read()
             done += int(status.get("step", 0))
             total += int(status.get("total_steps", stage.stage.steps or 0))
-        done, total = done + TrialFiles(trial).done.exists(), total + 1
+        done, total = done + (trial.folder / DONE_FILE).exists(), total + 1
     return done, total
 
 

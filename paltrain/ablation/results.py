@@ -4,7 +4,8 @@
     TRIAL/RUN/eval/<split>-shuffled/scores.json     the deaf control
     FOLDER/forms.json                               step times, memory, parameters (a benchmark)
 
-A run that has not finished has no results, whatever an earlier one left there.
+A run that has not finished has no results, whatever an earlier one left there; nor has a trial
+whose folder holds those of other configurations (marks.py), nor one whose scores are torn.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from paltrain.ablation.build import Plan, Trial, Variant
+from paltrain.ablation.marks import is_of_another
 from paltrain.bench.record import (
     FORM_MEMORY,
     FORM_PARAMETERS,
@@ -23,7 +25,11 @@ from paltrain.bench.record import (
     BenchRow,
     read_rows,
 )
+from paltrain.errors import IncompleteError
 from paltrain.eval.records import SCORES_FILE, EvalScores, evaluation_folder
+from paltrain.log import get_logger
+
+log = get_logger(__name__)
 
 COSTS_FILE = "forms.json"
 
@@ -159,7 +165,7 @@ class _Scores:
     @classmethod
     def of(cls, trial: Trial) -> _Scores:
         control = trial.evaluation.shuffle_audio
-        if not trial.last.is_finished:
+        if not trial.last.is_finished or is_of_another(trial):
             return cls(with_control=control)
         heard, deaf = (_load(trial, shuffled=shuffled) for shuffled in (False, True))
         return cls(heard, deaf if control else None, control)
@@ -172,7 +178,13 @@ class _Scores:
 def _load(trial: Trial, *, shuffled: bool) -> EvalScores | None:
     split = trial.evaluation.split
     folder = evaluation_folder(trial.last.path, split, shuffled=shuffled)
-    return EvalScores.load(folder) if (folder / SCORES_FILE).is_file() else None
+    if not (folder / SCORES_FILE).is_file():
+        return None
+    try:
+        return EvalScores.load(folder)
+    except IncompleteError as error:
+        log.warning("%s", error)
+        return None
 
 
 def _row(

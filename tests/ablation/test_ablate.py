@@ -150,6 +150,29 @@ def test_a_merge_wants_every_trial_and_names_the_slices_that_lack_some(history):
     assert "| lal | 2 |" in (history["world"] / "merged.md").read_text()
 
 
+@pytest.mark.distributed
+def test_results_of_another_configuration_and_torn_scores_count_as_missing(history, tmp_path):
+    """What lies in a trial's folder is never shown beside a configuration that it is not of."""
+    world = history["world"]
+    arms = {**arms_of(world), "lal": {**arms_of(world)["lal"], "set": ["optimizer.lr=0.5"]}}
+    launch = {"root": str(world / "runs"), "name": "forms"}
+    changed = write_ablation(world, "changed", arms=arms, launch=launch)
+    report = tmp_path / "report"
+    code, said = call("ablate", changed, "--table", f"report={report}")
+    assert code == 0, said
+    assert "without results, a dash in the table: lal-seed0, lal-seed1" in said
+    scores = last_run(world, "plits", 0) / "eval" / "test" / "scores.json"
+    whole = scores.read_bytes()
+    scores.write_bytes(whole[:200])
+    try:
+        code, said = call("ablate", changed, "--table", f"report={report}")
+    finally:
+        scores.write_bytes(whole)
+    assert code == 0, said
+    assert f"{scores} cannot be read" in said
+    assert "plits-seed0, lal-seed0, lal-seed1" in said
+
+
 def test_list_shows_each_trials_commands_and_writes_nothing(world):
     config = write_ablation(world, "listed")
     code, said = call("ablate", config, "--list")
