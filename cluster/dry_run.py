@@ -68,7 +68,7 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
         f"{shape.world_size} ({shape.nodes} node(s) x {shape.processes_per_node} process(es), "
         f"{shape.gpus_per_node} GPU(s) a node, {shape.threads} thread(s) a process)",
     )
-    for fault in faults_of_size(job.profile, job.placement, shape):
+    for fault in faults_of_size(job.profile, job.placement, shape, is_training=job.is_training):
         yield line("too large", fault)
     config = job.config
     if isinstance(config, TrainConfig):

@@ -160,8 +160,11 @@ def time_of(profile: Profile, placement: Placement) -> int:
     return placement.time_min or min(profile.time_min, most or profile.time_min)
 
 
-def faults_of_size(profile: Profile, placement: Placement, shape: Shape) -> list[str]:
-    """Why a job of this size would wait for ever."""
+def faults_of_size(
+    profile: Profile, placement: Placement, shape: Shape, *, is_training: bool
+) -> list[str]:
+    """Why a job of this size would wait for ever, or leave GPUs idle. is_training: its processes
+    use one GPU each; a tool's one process uses all that it has."""
     limits = limits_of(profile, placement)
     qos = placement.qos or profile.qos
     where = f"the QoS '{qos}' of" if qos in profile.qos_limits else ""
@@ -179,7 +182,8 @@ def faults_of_size(profile: Profile, placement: Placement, shape: Shape) -> list
             "a job would wait for ever: ask for less (a run goes on by itself in the next job)"
             + _roomier(profile, "time_min", minutes)
         )
-    if shape.gpus_per_node and shape.processes_per_node != shape.gpus_per_node:
+    uneven = shape.gpus_per_node and shape.processes_per_node != shape.gpus_per_node
+    if is_training and uneven:
         faults.append(
             f"launch.processes_per_node={shape.processes_per_node} on {shape.gpus_per_node} GPUs "
             "of a node: a process uses one GPU, and a GPU serves one process; make them equal"

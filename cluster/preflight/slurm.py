@@ -35,7 +35,9 @@ def look_at_slurm(jobs: Sequence[Job], findings: Sequence[Findings]) -> None:
         return
     submitted, partitions = [], _partitions()
     for job, found in there:
-        found.problems += faults_of_size(job.profile, job.placement, job.shape)
+        found.problems += faults_of_size(
+            job.profile, job.placement, job.shape, is_training=job.is_training
+        )
         found.problems += _faults_of_partition(job, partitions)
         found.problems += _faults_of_path(job)
         account = found.attempt(partial(_account, job))

@@ -91,13 +91,17 @@ def test_several_nodes_need_a_cluster():
 
 def test_what_no_queue_would_ever_start_is_named_all_at_once_with_what_would_take_it():
     profile = Profile(name="big", max_nodes=4, max_time_min=60, qos_limits={"long": Limits(2, 600)})
-    nodes, minutes = faults_of_size(profile, Placement(time_min=90), Shape(5, 1, 1))
+    nodes, minutes = faults_of_size(
+        profile, Placement(time_min=90), Shape(5, 1, 1), is_training=True
+    )
     assert "--nodes 5 is over max_nodes=4 of the profile 'big'" in nodes
     assert "or raise it there" in nodes
     assert "launch.time_min=90 is over the 60 minutes" in minutes
     assert "launch.qos=long" in minutes
-    assert not faults_of_size(profile, Placement(qos="long", time_min=90), Shape(2, 1, 1))
-    (fault,) = faults_of_size(profile, Placement(qos="long"), Shape(3, 1, 1))
+    assert not faults_of_size(
+        profile, Placement(qos="long", time_min=90), Shape(2, 1, 1), is_training=True
+    )
+    (fault,) = faults_of_size(profile, Placement(qos="long"), Shape(3, 1, 1), is_training=True)
     assert "max_nodes=2 of the QoS 'long'" in fault
 
 
@@ -117,3 +121,11 @@ def test_leonardo_asks_for_an_account(monkeypatch):
     monkeypatch.setenv("PALTRAIN_ACCOUNT", "IscrB_pal")
     assert account_of(leonardo, Placement()) == "IscrB_pal"
     assert account_of(load_profile("slurm"), Placement()) is None
+
+
+def test_a_training_process_has_one_gpu_and_a_tools_process_all_of_its_task():
+    profile = load_profile("leonardo")
+    shape = Shape(nodes=1, processes_per_node=1, threads=32, gpus_per_node=4)
+    (fault,) = faults_of_size(profile, Placement(), shape, is_training=True)
+    assert "processes_per_node=1 on 4 GPUs" in fault
+    assert not faults_of_size(profile, Placement(), shape, is_training=False)
