@@ -16,6 +16,7 @@ All faults are told at once, before anything is written.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +24,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from paltrain.ablation.knowledge import Known, Place, best_of, place_of
 from paltrain.ablation.names import slug
-from paltrain.config.load import load_config
+from paltrain.config.load import load_config, to_yaml
 from paltrain.config.schema import AblationConfig, ArmConfig, EvalConfig, TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.run_folder import RunFolder
 
+OF_A_PLACE = ("launch", "logging")  # of a run's keys: where it runs, not what it comes to
 OWN_KEYS = ("run.root", "run.name", "run.seed")  # what tells one trial's runs from another's
 
 
@@ -59,6 +63,15 @@ class Trial:
     def last(self) -> RunFolder:
         """The run that is evaluated."""
         return RunFolder.of(self.stages[-1])
+
+    @property
+    def identity(self) -> str:
+        """Names what the trial comes to: its configurations, but for where they run."""
+        parts = [yaml.safe_load(to_yaml(each)) for each in (*self.stages, self.evaluation)]
+        for part in parts:
+            for key in OF_A_PLACE:
+                part.pop(key, None)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ def test_parameters_of_every_form_are_found_by_their_patterns(tmp_path):
     for name, fault in (
         ("no-adapters", "'llm.*.lora_A.*' matches no parameter"),
         ("no-blocks", "'streams.*.blocks.*' matches no parameter"),
-        ("no-target", "lora.target_modules names query, which the LLM has not"),
+        ("no-target", "lora.target_modules names query, which the LLM's layers have not"),
     ):
         (problem,) = found[name].problems
         assert fault in problem

@@ -94,7 +94,7 @@ class SlurmLab:
 
     @property
     def small(self) -> Path:
-        """A file system of 3 MB, by the name it has on the cluster."""
+        """A file system of 6 MB, by the name it has on the cluster."""
         return self.folder / "small"
 
     @property

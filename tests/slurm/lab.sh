@@ -9,7 +9,7 @@
 #                                └─ node2 10.77.0.12 ─┘
 #
 # Environment: CPUS and GPUS a node has (declared, not real); ACCOUNTING=1: with slurmdbd and MariaDB,
-# an account `team` and a QoS `debug`. FOLDER/small is a file system of 3 MB that all nodes see.
+# an account `team` and a QoS `debug`. FOLDER/small is a file system of 6 MB that all nodes see.
 set -euo pipefail
 folder=$1 n_nodes=$2 CPUS=${CPUS:-32} GPUS=${GPUS:-4} prefix=node
 export SLURM_CONF=$folder/etc/slurm.conf
@@ -169,7 +169,7 @@ gpus
 configuration
 munge
 mkdir "$folder/small"
-mount -t tmpfs -o size=3m tmpfs "$folder/small"
+mount -t tmpfs -o size=6m tmpfs "$folder/small"
 if [ "${ACCOUNTING:-0}" = 1 ]; then accounting; fi
 slurmctld -c
 for i in $(seq "$n_nodes"); do node $prefix$i; done
