@@ -16,6 +16,7 @@ import pytest
 from paltrain.bench.record import read_rows
 from tests.ablation.material import SEEDS, call, stages_of, start, write_ablation
 
+pytestmark = pytest.mark.long
 N_STAGES = {"plits": 1, "lal": 2}
 ARMS = tuple(N_STAGES)
 
