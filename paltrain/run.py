@@ -136,7 +136,8 @@ def _is_mistake(error: Exception) -> bool:
 def _train(folder: RunFolder, stop: StopFlag) -> int:
     config = load_config(TrainConfig, [folder.config])
     init_folder = find_init_folder(config)
-    from paltrain.train.build import Paths, build_training
+    from paltrain.train.build import build_training
+    from paltrain.train.job import Paths
 
     with build_training(
         config,

@@ -38,7 +38,8 @@ from paltrain.data.plan import Visit
 from paltrain.errors import ConfigError, ModelError, TrainingError
 from paltrain.model.modeling import PalModel
 from paltrain.run_folder import RunFolder
-from paltrain.train.build import Parts, Paths, make_parts
+from paltrain.train.build import make_parts
+from paltrain.train.job import Parts, Paths
 from paltrain.train.stages import set_trainable
 
 MicroBatches = list[list[Visit]]

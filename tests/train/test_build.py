@@ -12,7 +12,8 @@ import pytest
 from paltrain.comm import Comm
 from paltrain.config import TrainConfig, load_config
 from paltrain.run_folder import RunFolder
-from paltrain.train.build import Parts, Paths, make_parts
+from paltrain.train.build import make_parts
+from paltrain.train.job import Parts, Paths
 from tests.cluster.material import write_config, write_sounds
 
 
