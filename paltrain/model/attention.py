@@ -237,6 +237,7 @@ class _PaddingPlan:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # plans outlive the mode in which they are made: autograd saves them
 def _padding_plan(
     cu_q: tuple[int, ...],
     cu_k: tuple[int, ...],

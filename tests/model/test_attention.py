@@ -66,6 +66,17 @@ def test_sdpa_equals_attention_written_out_forward_and_backward(n_heads: int, n_
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)
 
 
+def test_what_inference_mode_has_seen_can_still_be_trained_on() -> None:
+    segments = [(3, 6), (7, 7)]  # of no other test: plans are kept by their lengths
+    q, k, v = packed(segments, n_heads=2, n_kv=1, head_dim=4)
+    with torch.inference_mode():
+        seen = varlen_attention(q, k, v, *lengths(segments), backend="sdpa")
+    out = varlen_attention(q.requires_grad_(), k, v, *lengths(segments), backend="sdpa")
+    out.sum().backward()
+    assert torch.equal(out, seen)
+    assert q.grad is not None
+
+
 def test_without_causality_every_query_sees_its_whole_segment() -> None:
     """More queries than keys, too: text is longer than a clip."""
     segments = [(3, 3), (7, 2), (1, 9), (5, 40)]
