@@ -78,11 +78,14 @@ def submitted(profile: Path, config: Path, *words: Any) -> tuple[JobFolder, str]
     return JobFolder(Path(found[1])), found[0]
 
 
-def wait_for(what: Callable[[], Any], *, within_s: float = 90, why: str = "") -> Any:
-    """The first true value of `what()`."""
+def wait_for(
+    what: Callable[[], Any], *, within_s: float = 90, why: str | Callable[[], str] = ""
+) -> Any:
+    """The first true value of `what()`. why: what is waited for, or what to say when it is late."""
     deadline = time.monotonic() + within_s
     while not (value := what()):
-        assert time.monotonic() < deadline, f"not within {within_s} s: {why}"
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {within_s} s: {why() if callable(why) else why}")
         time.sleep(0.1)
     return value
 
@@ -93,7 +96,7 @@ def steps(folder: JobFolder) -> list[int]:
 
 
 def wait_for_step(folder: JobFolder, step: int) -> None:
-    wait_for(lambda: len(steps(folder)) >= step, why=f"step {step}: {describe(folder)}")
+    wait_for(lambda: len(steps(folder)) >= step, why=lambda: f"step {step}: {describe(folder)}")
 
 
 def state(job_id: str) -> str:
@@ -106,7 +109,11 @@ def state(job_id: str) -> str:
 
 
 def wait_for_state(job_id: str, *wanted: str, within_s: float = 90) -> None:
-    wait_for(lambda: state(job_id) in wanted, within_s=within_s, why=f"{wanted}: {state(job_id)}")
+    wait_for(
+        lambda: state(job_id) in wanted,
+        within_s=within_s,
+        why=lambda: f"{wanted}: {state(job_id)}",
+    )
 
 
 def cancel(job_id: str) -> None:

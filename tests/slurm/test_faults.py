@@ -26,11 +26,12 @@ from tests.slurm.runs import (
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slurm_long, pytest.mark.distributed]
 
-# Put into every process of a job by PYTHONPATH: rank 1 raises in the midst of its training.
+# Put into every process of a job by PYTHONPATH: rank 1 raises when the file `strike` is there.
 RAISES_IN_RANK_1 = """
-import ctypes, os, threading, time
+import ctypes, os, pathlib, threading, time
 def strike():
-    time.sleep(12)
+    while not pathlib.Path(__file__).with_name("strike").exists():
+        time.sleep(0.2)
     raised = ctypes.py_object(ZeroDivisionError)
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(main), raised)
 if os.environ.get("SLURM_PROCID") == "1":
@@ -68,6 +69,7 @@ def test_a_rank_that_raises_ends_the_job_in_seconds_and_its_traceback_stands_fir
     profile = write_profile(tmp_path, setup=[f"export PYTHONPATH={tmp_path}/inject:$PYTHONPATH"])
     folder, job_id = submitted(profile, write_run(tmp_path))
     wait_for_step(folder, 3)
+    (tmp_path / "inject" / "strike").touch()
     wait_for_state(job_id, "FAILED")
     failure = json.loads(folder.run.failure.read_text())
     (end,) = events(folder, "end")
