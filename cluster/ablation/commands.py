@@ -9,13 +9,15 @@ TRIAL/done.json                  what was done, once it is: a hash of the config
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from cluster.freeze import PROJECT
 from paltrain.ablation.build import Trial
 from paltrain.ablation.marks import is_marked
 from paltrain.ablation.results import has_results
 from paltrain.config.load import save_config
+from paltrain.config.schema import TrainConfig
 
 LAUNCH, EVALUATE, BENCH = "tools/launch.py", "tools/evaluate.py", "tools/bench.py"
 
@@ -26,22 +28,31 @@ class TrialFiles:
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
         self.configs = trial.folder / "configs"
-        self.stages = [
-            self.configs / f"{number}-{stage.run.name}.yaml"
-            for number, stage in enumerate(trial.stages, start=1)
-        ]
+        self.stages = stage_files(trial.stages, self.configs)
         self.evaluation = self.configs / "evaluate.yaml"
         self.log = trial.folder / "log.txt"
 
     def write_configs(self) -> None:
-        for stage, file in zip(self.trial.stages, self.stages, strict=True):
-            save_config(stage, file)
+        save_stages(self.trial.stages, self.configs)
         save_config(self.trial.evaluation, self.evaluation)
 
     @property
     def is_done(self) -> bool:
         """Whether this very trial was run to its end, and its results are still there."""
         return is_marked(self.trial) and has_results(self.trial)
+
+
+def stage_files(stages: Sequence[TrainConfig], folder: Path) -> list[Path]:
+    """Where the stages of a trial or an arm lie in `folder`."""
+    return [folder / f"{number}-{stage.run.name}.yaml" for number, stage in enumerate(stages, 1)]
+
+
+def save_stages(stages: Sequence[TrainConfig], folder: Path) -> list[Path]:
+    """Write each; their files."""
+    files = stage_files(stages, folder)
+    for stage, file in zip(stages, files, strict=True):
+        save_config(stage, file)
+    return files
 
 
 def commands_of(trial: Trial, *, threads: int | None = None) -> list[list[str]]:

@@ -9,14 +9,13 @@ What it prepares are jobs of their own, before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
+from cluster.ablation.commands import save_stages
 from cluster.folder import JobFolder
 from paltrain.ablation.build import arm_stages
 from paltrain.config.load import save_config
-from paltrain.config.schema import AblationConfig, TrainConfig
+from paltrain.config.schema import AblationConfig
 
 
 def freeze_ablation(config: AblationConfig, folder: JobFolder) -> None:
@@ -29,7 +28,7 @@ def freeze_ablation(config: AblationConfig, folder: JobFolder) -> None:
     arms = folder.path / "arms"
     arms.mkdir(parents=True, exist_ok=True)
     own = {
-        name: replace(arm, stages=_save(stages[name], arms / name), set=[])
+        name: replace(arm, stages=list(map(str, save_stages(stages[name], arms / name))), set=[])
         for name, arm in config.arms.items()
     }
     save_config(evaluation, arms / "evaluate.yaml")
@@ -38,10 +37,3 @@ def freeze_ablation(config: AblationConfig, folder: JobFolder) -> None:
         config, arms=own, set=[], evaluate=str(arms / "evaluate.yaml"), prepare=[], launch=launch
     )
     save_config(frozen, folder.config)
-
-
-def _save(stages: Sequence[TrainConfig], folder: Path) -> list[str]:
-    files = [folder / f"{number}-{stage.run.name}.yaml" for number, stage in enumerate(stages, 1)]
-    for stage, file in zip(stages, files, strict=True):
-        save_config(stage, file)
-    return list(map(str, files))

@@ -44,13 +44,9 @@ class Place:
         return f"{where} has no key '{self.name}'{hint}; valid there: {', '.join(self.valid)}"
 
 
-def known_to(config: Any, key: str) -> Known:
-    """Whether `key=value` changes something that `config` (an instance of a schema) has."""
-    return place_of(config, key).known
-
-
 def place_of(config: Any, key: str) -> Place:
-    """As `known_to`, with where the key goes wrong."""
+    """Whether `key=value` changes something that `config` (an instance of a schema) has, and
+    where the key goes wrong."""
     return _walk(type(config), config, (), key.split("."))
 
 

@@ -5,17 +5,15 @@ The same results give the same text: no dates, nothing of the machine that write
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from paltrain.ablation.results import Costs, Results, Row, Share
 from paltrain.ablation.sentences import rule, sentences
 from paltrain.eval.table import ABSENT, ScoreTable, percent
 from paltrain.files import write_atomically, write_json
-
-MIB = 2**20
 
 
 def write_report(
@@ -45,8 +43,9 @@ def accuracy_table(results: Results, *, deaf: bool = False) -> ScoreTable:
         seeds = str(n_there) if n_there == row.n_trials else f"{n_there} of {row.n_trials}"
         cells = [_share(shares.get(task)) for task in results.tasks]
         rows.append((row.variant.name, seeds, *cells, *([] if deaf else [percent(row.mean)])))
+    mean_chance = fmean(results.chance.values()) if results.chance else None
     chance = [percent(results.chance[task]) for task in results.tasks]
-    rows.append(("chance", "", *chance, *([] if deaf else [percent(_mean(results.chance))])))
+    rows.append(("chance", "", *chance, *([] if deaf else [percent(mean_chance)])))
     return ScoreTable(header, tuple(rows))
 
 
@@ -67,8 +66,8 @@ def cost_table(results: Results) -> ScoreTable:
                 _number(own.n_parameters),
                 _figure(own.step_time_s, 1e3),
                 _ratio(own.step_time_s, other.step_time_s),
-                _figure(own.memory_bytes, 1 / MIB),
-                _ratio(own.memory_bytes, other.memory_bytes),
+                _figure(own.memory_mib),
+                _ratio(own.memory_mib, other.memory_mib),
             )
         )
     return ScoreTable(header, tuple(rows))
@@ -170,7 +169,7 @@ def _point(row: Row) -> dict[str, Any]:
         "name": row.variant.name,
         "accuracy_mean": row.mean,
         "step_time_s": costs.step_time_s,
-        "memory_bytes": costs.memory_bytes,
+        "memory_mib": costs.memory_mib,
         "n_trained": costs.n_trained,
     }
 
@@ -182,25 +181,16 @@ def _share(share: Share | None) -> str:
     return percent(share.mean) + spread
 
 
-def _mean(shares: Mapping[str, float]) -> float | None:
-    return sum(shares.values()) / len(shares) if shares else None
-
-
 def _number(count: int | None) -> str:
     return ABSENT if count is None else f"{count:,}"
 
 
-def _figure(value: float | None, factor: float) -> str:
-    return ABSENT if value is None else f"{factor * value:.3g}" if factor * value < 1000 else (
-        f"{factor * value:.0f}"
-    )  # fmt: skip
+def _figure(value: float | None, factor: float = 1.0) -> str:
+    """Three digits, or all those before the point."""
+    if value is None:
+        return ABSENT
+    return f"{factor * value:.3g}" if factor * value < 1000 else f"{factor * value:.0f}"
 
 
 def _ratio(own: float | None, other: float | None) -> str:
     return ABSENT if own is None or not other else f"{own / other:.2f}"
-
-
-def read_figures(path: Path) -> dict[str, Any]:
-    """REPORT.json."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

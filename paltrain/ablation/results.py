@@ -54,12 +54,12 @@ class Share:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a variant's last stage costs. Sizes in parameters, times in s, memory in bytes."""
+    """What a variant's last stage costs. Sizes in parameters, times in s, memory in MiB."""
 
     n_trained: int | None = None
     n_parameters: int | None = None
     step_time_s: float | None = None
-    memory_bytes: float | None = None  # peak beyond weights and gradients
+    memory_mib: float | None = None  # peak beyond weights and gradients
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,6 @@ class Row:
     heard: Mapping[str, Share]
     deaf: Mapping[str, Share]
     costs: Costs
-
-    @property
-    def n_there(self) -> int:
-        """Trials with results."""
-        return max((len(share.by_seed) for share in self.heard.values()), default=0)
 
     @property
     def mean(self) -> float | None:
@@ -216,8 +211,6 @@ def _shares(by_seed: Mapping[int, EvalScores | None], tasks: Sequence[str]) -> d
 
 # ---- costs: what `tools/bench.py forms` writes -------------------------------------------------
 
-MIB = 2**20
-
 
 def read_costs(path: Path) -> tuple[dict[str, Costs], str | None, str | None]:
     """By variant, and the machine and the workload; nothing where there was no benchmark."""
@@ -236,12 +229,11 @@ def _costs(figures: Mapping[str, float]) -> Costs:
     def whole(name: str) -> int | None:
         return int(figures[name]) if name in figures else None
 
-    memory = figures.get(FORM_MEMORY)
     return Costs(
         whole(FORM_TRAINED),
         whole(FORM_PARAMETERS),
         figures.get(FORM_TIME),
-        None if memory is None else memory * MIB,
+        figures.get(FORM_MEMORY),
     )
 
 

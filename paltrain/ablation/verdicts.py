@@ -20,11 +20,12 @@ from __future__ import annotations
 import math
 from enum import Enum
 
+from scipy.special import stdtrit
+
 from paltrain.ablation.results import Share
 
 STANDARD_ERRORS = 2.0
-# Student's t that 95 % stay under on both sides, by degrees of freedom from 1; the last for more.
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
+QUANTILE = 0.975  # of Student's t: 95 % stay between it and its negative
 
 
 class Verdict(Enum):
@@ -72,7 +73,7 @@ def _over_seeds(own: Share, other: Share) -> float:
         (n - 1) * (share.std or 0.0) ** 2 for share, n in zip((own, other), numbers, strict=True)
     )
     error = math.sqrt(squares / degrees * sum(1 / n for n in numbers))
-    return T_95[min(degrees, len(T_95)) - 1] * error
+    return float(stdtrit(degrees, QUANTILE)) * error
 
 
 def _over_questions(p: float, *n_answers: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 
 from paltrain.data.soundscapes.dataset import write_soundscapes
+from tests.cluster.material import TINY_LLM
 
 ROOT = Path(__file__).resolve().parents[2]
 N_SCENES = 40
@@ -78,6 +80,8 @@ def start(tool: str, *words: Any) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        # What a shell starts with `&` ignores it, and so would all that it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -91,18 +95,7 @@ def call(tool: str, *words: Any) -> tuple[int, str]:
 def _base(folder: Path) -> dict[str, Any]:
     return {
         "run": {"name": "base", "root": str(folder / "start")},
-        "model": {
-            "architecture": {
-                "model_type": "llama",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "tie_word_embeddings": True,
-            },
-            "tokenizer_vocab_size": 320,
-        },
+        "model": TINY_LLM,
         "stage": {"steps": 3},
     }
 

@@ -121,7 +121,7 @@ def test_steps_of_all_arms_are_timed_and_their_parameters_counted(history):
     assert values["n_trained.plits"] == connector < values["n_parameters.plits"]
     by_name = {row["name"]: row for row in history["figures"]["rows"]}
     assert by_name["lal"]["step_time_s"] == values["step_time.lal"]
-    assert by_name["lal"]["memory_bytes"] == pytest.approx(2**20 * values["peak_memory.lal"])
+    assert by_name["lal"]["memory_mib"] == values["peak_memory.lal"]
     assert by_name["broken"]["step_time_s"] is None
 
 
@@ -199,7 +199,8 @@ def test_a_table_of_nothing_is_an_error_and_writes_nothing(world):
 
 
 @pytest.mark.distributed
-def test_ctrl_c_ends_all_that_was_started(world):
+def test_ctrl_c_ends_all_that_was_started(history):
+    world = history["world"]  # with the base that all start from
     config = write_ablation(world, "stopped", seeds=[7, 8], prepare=[])
     process = start("ablate", config, "--heartbeat", world / "stopped.json")
     ours = psutil.Process(process.pid)

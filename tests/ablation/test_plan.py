@@ -12,7 +12,7 @@ import pytest
 from cluster.ablation.listing import commands_to_give
 from cluster.chain import read_chain
 from paltrain.ablation.build import Plan, plan_of
-from paltrain.ablation.knowledge import Known, known_to
+from paltrain.ablation.knowledge import Known, place_of
 from paltrain.cli import config_parser, parse_config_arguments
 from paltrain.config.load import load_config
 from paltrain.config.schema import AblationConfig, TrainConfig
@@ -144,7 +144,7 @@ def test_an_axis_of_a_stream_that_an_arm_lacks_is_left_out_for_it_and_said(world
     ],
 )
 def test_a_key_is_known_absent_or_wrong(world, key, known):
-    assert known_to(load_config(TrainConfig, [world / "lal_stage1.yaml"]), key) is known
+    assert place_of(load_config(TrainConfig, [world / "lal_stage1.yaml"]), key).known is known
 
 
 def arm(world: Path, **changes: Any) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def test_an_expected_task_that_nobody_was_asked_is_told():
 
 
 def test_what_is_not_there_is_a_dash_and_no_number():
-    there = row("plits", {"which_sound": [0.9]}, costs=Costs(10, 20, 0.5, 2**20))
+    there = row("plits", {"which_sound": [0.9]}, costs=Costs(10, 20, 0.5, 1.0))
     gone = row("lal", {})
     made = results(there, gone)
     plits, lal, chance = accuracy_table(made).rows
@@ -166,8 +166,8 @@ def test_what_is_not_there_is_a_dash_and_no_number():
 
 
 def test_costs_are_told_beside_the_baselines():
-    plits = row("plits", {"a": [0.9]}, costs=Costs(1000, 2000, 0.5, 2 * 2**20))
-    lal = row("lal", {"a": [0.9]}, costs=Costs(500, 2000, 0.25, 2**20))
+    plits = row("plits", {"a": [0.9]}, costs=Costs(1000, 2000, 0.5, 2.0))
+    lal = row("lal", {"a": [0.9]}, costs=Costs(500, 2000, 0.25, 1.0))
     table = cost_table(results(plits, lal))
     assert table.header[4] == table.header[6] == "x plits"
     assert table.rows[1] == (*("lal", "500", "2,000", "250", "0.50", "1", "0.50"),)

@@ -37,22 +37,25 @@ def write_texts(folder: Path, *, n_clips: int = 60) -> Path:
     return folder / "manifest.jsonl"
 
 
+TINY_LLM: dict[str, Any] = {
+    "architecture": {
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+    "tokenizer_vocab_size": 320,
+}
+
+
 def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
     """The YAML file of a run named `base` under folder/runs. changes: by section."""
     config: dict[str, dict[str, Any]] = {
         "run": {"name": "base", "root": str(folder / "runs")},
-        "model": {
-            "architecture": {
-                "model_type": "llama",
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "tie_word_embeddings": True,
-            },
-            "tokenizer_vocab_size": 320,
-        },
+        "model": dict(TINY_LLM),
         "data": {
             "manifests": [str(folder / "manifest.jsonl")],
             "batch_questions": 16,
