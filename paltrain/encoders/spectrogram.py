@@ -7,11 +7,13 @@ bands; here bands may be so narrow that they hold no frequency, as those of pret
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.audio_utils import mel_filter_bank
 
 PREEMPHASIS = 0.97
 LOWEST_HZ = 20.0
@@ -29,16 +31,18 @@ def stacked(waveforms: Sequence[NDArray[np.float32]], n_samples: int) -> torch.T
 def kaldi_mel_filters(n_mels: int, *, sample_rate_hz: int, n_fft: int) -> torch.Tensor:
     """(n_fft // 2 + 1, n_mels) float64: triangles on Kaldi's mel scale, from 20 Hz to half the
     rate. A band between two frequencies of the transform is zero."""
-    bins = _mel(torch.linspace(0, sample_rate_hz / 2, n_fft // 2 + 1, dtype=torch.float64))
-    low, high = _mel(torch.tensor([LOWEST_HZ, sample_rate_hz / 2], dtype=torch.float64))
-    edges = torch.linspace(low.item(), high.item(), n_mels + 2, dtype=torch.float64)
-    width = edges[1] - edges[0]
-    rising, falling = (bins[:, None] - edges[:-2]) / width, (edges[2:] - bins[:, None]) / width
-    return torch.minimum(rising, falling).clamp(min=0)
-
-
-def _mel(hz: torch.Tensor) -> torch.Tensor:
-    return 1127 * torch.log1p(hz / 700)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
+        filters = mel_filter_bank(
+            num_frequency_bins=n_fft // 2 + 1,
+            num_mel_filters=n_mels,
+            min_frequency=LOWEST_HZ,
+            max_frequency=sample_rate_hz / 2,
+            sampling_rate=sample_rate_hz,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+    return torch.from_numpy(filters)
 
 
 def kaldi_fbank(

@@ -30,21 +30,12 @@ from cluster.preflight.weights import encoder_stamp, facts_of
 from paltrain.config.schema import EncoderConfig
 from paltrain.encoders import ENCODERS, build_encoder
 from paltrain.errors import ConfigError, ModelError
+from tests.encoders.test_pretrained import CONVOLUTIONS
+from tests.encoders.test_pretrained import SIZES as SMALL
 from tests.encoders.test_sslam import SIZES, released_weights
 from tests.whisper import save_tiny_whisper
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL: dict[str, Any] = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
-CONVOLUTIONS: dict[str, Any] = {
-    "conv_dim": (8,) * 7,
-    "num_conv_pos_embeddings": 4,
-    "num_conv_pos_embedding_groups": 2,
-}
 PROGRAM = """
 import json, sys
 from cluster.preflight.weights import encoder_stamp
