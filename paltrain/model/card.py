@@ -55,7 +55,7 @@ def write_card(
         base_llm=stages[0]["starts_from"] if stages else "an LLM that no record names",
         n_parameters=n_parameters,
         n_trained=last.get("n_trained"),
-        lora=_lora(config),
+        lora=_plain(config.lora) if config.lora else None,
         dtype=dtype,
         version=__version__,
         code_version=last.get("code_version"),
@@ -69,7 +69,15 @@ def write_card(
     return folder / CARD_FILE
 
 
-STREAM_HEADER = ("stream", "features", "audio tokens", "route", "layers", "P_l", "connector")
+STREAM_HEADER = (
+    "stream",
+    "features",
+    "audio tokens",
+    "route",
+    "layers",
+    "layer projection",
+    "connector",
+)
 ENCODER_HEADER = ("stream", "encoder", "weights", "revision", "weight hash", "input", "stored as")
 STAGE_HEADER = (
     *("stage", "starts from", "trains", "parameters trained", "steps", "questions a step"),
@@ -187,11 +195,6 @@ def _connector(connector: Mapping[str, Any]) -> str:
         stack = connector["frame_stack"]
         return f"{kind} of {stack} frames" if stack > 1 else kind
     return kind
-
-
-def _lora(config: PalConfig) -> str | None:
-    lora = getattr(config, "lora", None)
-    return _plain(lora) if lora else None
 
 
 def _rate(spec: Mapping[str, Any]) -> float | None:
