@@ -18,6 +18,7 @@ from paltrain.data.context import ContextLimit
 from paltrain.data.packing import CostModel
 from paltrain.data.summary import PlanSummary, plan_summary
 from paltrain.errors import PaltrainError
+from paltrain.model.audio_tokens import in_the_sequence
 from paltrain.run_folder import RunFolder, find_init_folder
 
 if TYPE_CHECKING:
@@ -231,7 +232,8 @@ def _plan(
 
 def _context(config: TrainConfig, earlier: Sequence[str]) -> ContextLimit | None:
     routes = {name: stream.route.value for name, stream in config.model.streams.items()}
-    return ContextLimit.of(_llm_fields(config, earlier).get("max_position_embeddings"), routes)
+    n_positions = _llm_fields(config, earlier).get("max_position_embeddings")
+    return ContextLimit.of(n_positions, in_the_sequence(routes))
 
 
 def _cost(

@@ -15,7 +15,7 @@ from cluster.preflight.chain import Chain, Findings
 from cluster.preflight.data import Wanted, wanted_clips
 from paltrain.data.context import ContextLimit
 from paltrain.errors import PaltrainError
-from paltrain.model.audio_tokens import n_audio_tokens
+from paltrain.model.audio_tokens import in_the_sequence, n_audio_tokens
 
 Specs = Mapping[str, Mapping[str, Any]]  # streams, as their model keeps them
 
@@ -30,7 +30,7 @@ def look_at_context(
     set aside anyway. consequence: what becomes of the questions about them.
     """
     routes = {name: spec["route"] for name, spec in specs.items()}
-    limit = ContextLimit.of(llm.get("max_position_embeddings"), routes)
+    limit = ContextLimit.of(llm.get("max_position_embeddings"), in_the_sequence(routes))
     if limit is None:
         return
     try:

@@ -177,7 +177,7 @@ def _look_at_length(run: Evaluated, wanted: Wanted, chain: Chain, findings: Find
         {name: spec for name, spec in run.streams.items() if name in stores},
         stores,
         wanted,
-        consequence=f"what {run.where} answers about them is worth nothing",
+        consequence=f"the questions about them that do not fit are not put to {run.where}",
         chain=chain,
         findings=findings,
     )

@@ -10,18 +10,24 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from paltrain.data.collate import Asked, BufferPool, pack
+from paltrain.data.context import ContextLimit
 from paltrain.data.selection import StreamFeatures
 from paltrain.errors import ManifestError
 from paltrain.eval.options import AmongOptions, Choices
 from paltrain.eval.questions import IntArray, by_clip
 from paltrain.eval.records import Answer, AnswerFile
+from paltrain.eval.runs import model_config
 from paltrain.log import get_logger
+from paltrain.model.audio_tokens import in_the_sequence, n_audio_tokens
 from paltrain.model.modeling import PalModel
 from paltrain.model.processing import PalProcessor
 
@@ -35,13 +41,38 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Asker:
-    """Puts a corpus's questions into a model's words. Needs no weights."""
+    """Puts a corpus's questions into a model's words. Needs no weights.
+
+    limit: what the LLM's positions hold, None where it does not say. positions_of_clips: (C,) those
+    that the audio of each clip takes.
+    """
 
     processor: PalProcessor
     corpus: Corpus
+    limit: ContextLimit | None
+    positions_of_clips: IntArray
+
+    @classmethod
+    def of(cls, folder: Path, corpus: Corpus, streams: Sequence[StreamFeatures]) -> Asker:
+        """For the exported model in `folder`, which hears `streams`."""
+        config = model_config(folder)
+        routes = {name: spec["route"] for name, spec in config.streams.items()}
+        limit = ContextLimit.of(config.n_positions, in_the_sequence(routes))
+        of_clips = np.zeros(corpus.n_clips, np.int64)
+        if limit is not None:
+            of_clips = limit.positions_of_clips(
+                corpus.n_clips,
+                {stream.name: stream for stream in streams},
+                {
+                    name: partial(n_audio_tokens, connector=spec["connector"])
+                    for name, spec in config.streams.items()
+                },
+            )
+        return cls(PalProcessor.from_pretrained(folder), corpus, limit, of_clips)
 
     def ask(self, clip_number: int, number: int, heard: IntArray) -> AskedOf | None:
-        """A question as the model is asked it; None, with a warning, if it cannot be rendered.
+        """A question as the model is asked it; None, with a warning, if it cannot be rendered or
+        has no room before the LLM's last position.
 
         heard: (C,) the clip to hear in place of each.
         """
@@ -56,6 +87,7 @@ class Asker:
                 self._render(turns, option, n_clips=len(clips)).texts[-1][n_prompt:].tolist()
                 for option in question.options or ()
             ]
+            self._check_length(rendered, clips, max(map(len, choices), default=1))
         except ManifestError as error:
             log.warning("question %s of clip %s is left out: %s", question.id, clip.id, error)
             return None
@@ -64,13 +96,25 @@ class Asker:
         return AskedOf(asked, clip, question, heard_id, choices if len(choices) > 1 else None)
 
     def askable(self, questions: Sequence[int], heard: IntArray) -> list[int]:
-        """Those of the questions (corpus numbers, in order) that can be rendered."""
+        """Those of the questions (corpus numbers, in order) that can be asked."""
         return [
             number
             for clip, of_clip in by_clip(self.corpus, questions)
             for number in of_clip
             if self.ask(clip, number, heard)
         ]
+
+    def _check_length(self, prompt: RenderedQuestion, clips: Sequence[int], n_answer: int) -> None:
+        """n_answer: tokens that the answer has at least."""
+        if self.limit is None:
+            return
+        n_text = sum(map(len, prompt.texts))
+        n_audio = int(self.positions_of_clips[list(clips)].sum())
+        if n_text + n_audio + n_answer > self.limit.n_positions:
+            raise ManifestError(
+                f"{n_text} tokens of text, {n_audio} of audio and an answer of {n_answer} or more "
+                f"are beyond the LLM's {self.limit.n_positions} positions"
+            )
 
     def _render(
         self, turns: Sequence[tuple[str, str]], answer: str | None, *, n_clips: int
@@ -92,8 +136,8 @@ class Answerer:
     def answer(self, questions: Sequence[int], heard: IntArray) -> list[Answer]:
         """Answers of the questions (corpus numbers, in order).
 
-        heard: (C,) the clip to hear in place of each. A question whose prompt cannot be rendered is
-        left out with a warning.
+        heard: (C,) the clip to hear in place of each. A question that cannot be asked is left out
+        with a warning.
         """
         visits = [
             [one for q in of_clip if (one := self.asker.ask(clip, q, heard))]

@@ -41,7 +41,6 @@ from paltrain.eval.records import (
 from paltrain.eval.runs import RunToEvaluate, load_model, model_hash, open_streams
 from paltrain.files import write_json
 from paltrain.log import get_logger
-from paltrain.model.processing import PalProcessor
 from paltrain.slices import EVERYTHING, Slice, incomplete, parse_slice
 
 log = get_logger(__name__)
@@ -208,7 +207,7 @@ class _Answerers:
         folder = self.run.model_folder
         return Answerer(
             load_model(folder, device=self._device),
-            Asker(PalProcessor.from_pretrained(folder), self._corpus),
+            Asker.of(folder, self._corpus, self._streams),
             self._streams,
             self._config.max_new_tokens,
             self._config.among_options,

@@ -14,7 +14,6 @@ from paltrain.eval.answer import Asker
 from paltrain.eval.questions import IntArray, slice_numbers
 from paltrain.eval.records import Key, numbers_of_slices
 from paltrain.eval.runs import RunToEvaluate
-from paltrain.model.processing import PalProcessor
 from paltrain.slices import Lack, Slice
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def lacks_of(
         n_all += np.bincount(numbers, minlength=n_slices)
         absent = [int(q) for q, key in zip(each.questions, wanted, strict=True) if key not in known]
         if absent:
-            asker = Asker(PalProcessor.from_pretrained(each.run.model_folder), corpus)
+            asker = Asker.of(each.run.model_folder, corpus, each.streams)
             lacking = np.isin(each.questions, asker.askable(absent, each.heard))
             n_lacking += np.bincount(numbers[lacking], minlength=n_slices)
     return [

@@ -1,4 +1,4 @@
-"""How many audio tokens a clip takes: torch-free, since plans and dry runs ask."""
+"""How many audio tokens a clip takes, and whose take positions. No torch: dry runs ask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+BESIDE_THE_SEQUENCE = ("xattn",)  # routes whose audio tokens have no positions among the text's
 FIXED = {"resampler": "n_latents", "summary": "n_summary"}  # type -> the field with its tokens
 
 
@@ -21,3 +22,8 @@ def n_audio_tokens(n_frames: NDArray[np.int64], connector: Mapping[str, Any]) ->
         n_tokens = connector[FIXED[connector["type"]]]
         return np.where(n_frames > 0, n_tokens, 0).astype(np.int64)
     return -(-n_frames // int(connector["frame_stack"]))
+
+
+def in_the_sequence(routes: Mapping[str, str]) -> list[str]:
+    """The streams whose audio tokens take positions of a conversation. routes: by stream."""
+    return [name for name, route in routes.items() if route not in BESIDE_THE_SEQUENCE]

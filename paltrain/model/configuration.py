@@ -76,6 +76,12 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
             )
         return super().from_dict(config_dict, **kwargs)
 
+    @property
+    def n_positions(self) -> int | None:
+        """Positions that the LLM knows, text and audio tokens together; None where it does not say
+        it."""
+        return getattr(self.llm_config, "max_position_embeddings", None)
+
     def get_text_config(self, *_: Any, **__: Any) -> PretrainedConfig:
         """The LLM's configuration."""
         return self.llm_config

@@ -9,10 +9,13 @@ conversation.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import StoppingCriteria
 
 from paltrain.batch import Batch
 from paltrain.errors import ModelError
@@ -42,6 +45,37 @@ def without_last_tokens(batch: Batch) -> tuple[Batch, Tensor]:
         target_weights=batch.target_weights[:0],
     )
     return prompts, batch.token_ids[last.to(batch.token_ids.device)]
+
+
+def check_room(lengths: NDArray[np.int64], n_positions: int | None) -> None:
+    """lengths: (B,) positions that each prompt takes.
+
+    Raises:
+        ModelError: one takes more than the LLM has.
+    """
+    if n_positions is None or lengths.max(initial=0) <= n_positions:
+        return
+    raise ModelError(
+        f"a prompt takes {lengths.max()} positions, text and audio tokens together, but the LLM "
+        f"has {n_positions} (max_position_embeddings): ask less at a time, cut the recording into "
+        "pieces, or use a model with fewer audio tokens a second"
+    )
+
+
+class LastPosition(StoppingCriteria):  # type: ignore[misc]
+    """Ends each conversation whose last token would be beyond the LLM's positions.
+
+    lengths: (B,) positions that the prompts take. `transformers` asks about B rows, or about
+    several times as many: the beams of each conversation, next to each other.
+    """
+
+    def __init__(self, lengths: Tensor, n_positions: int) -> None:
+        self._lengths, self._n_positions = lengths, n_positions
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        n_new = input_ids.shape[1] - 1  # the first is the prompt's last
+        over: Tensor = self._lengths + n_new > self._n_positions
+        return over.repeat_interleave(len(input_ids) // len(over))
 
 
 def finished_answers(tokens: Tensor, eos_token_id: int) -> list[list[int]]:

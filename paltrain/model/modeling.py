@@ -32,6 +32,7 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationMixin,
     PreTrainedModel,
+    StoppingCriteriaList,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -43,7 +44,12 @@ from paltrain.model.cache import ConversationCache
 from paltrain.model.configuration import ROUTES, PalConfig
 from paltrain.model.context import BlocksAt, DecodeContext, PackedContext
 from paltrain.model.cost import DecoderShape
-from paltrain.model.generation import finished_answers, without_last_tokens
+from paltrain.model.generation import (
+    LastPosition,
+    check_room,
+    finished_answers,
+    without_last_tokens,
+)
 from paltrain.model.layout import Layout
 from paltrain.model.loading import load_llm, load_whole
 from paltrain.model.segments import DevicePlan
@@ -266,10 +272,20 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         ...).
 
         Returns:
-            (B, longest) int64, the new tokens only, in the order of `batch.leaves`.
+            (B, longest) int64, the new tokens only, in the order of `batch.leaves`. An answer also
+            ends at the LLM's last position; padding follows it, as behind an end token.
+
+        Raises:
+            ModelError: a prompt is longer than the LLM's positions.
         """
         prompts, last_tokens = without_last_tokens(batch)
         cache = self._fill_cache(prompts)
+        if (n_positions := self.config.n_positions) is not None:
+            criteria = [
+                *(options.get("stopping_criteria") or ()),
+                LastPosition(cache.next_positions + 1, n_positions),
+            ]
+            options["stopping_criteria"] = StoppingCriteriaList(criteria)
         out: Tensor = super().generate(
             input_ids=last_tokens[:, None],
             attention_mask=torch.ones_like(last_tokens)[:, None],
@@ -303,6 +319,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         values."""
         layout = self.layout(prompts)
         end = layout.end_positions[prompts.leaves]
+        check_room(end + 1, self.config.n_positions)
         cache = ConversationCache(
             self.config.llm_config.num_hidden_layers,
             torch.from_numpy(end).to(prompts.token_ids.device),

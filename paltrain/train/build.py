@@ -43,6 +43,7 @@ from paltrain.data.plan import DataState
 from paltrain.data.shard_cache import open_cache
 from paltrain.data.shards import FeatureStore
 from paltrain.log import get_logger
+from paltrain.model.audio_tokens import in_the_sequence
 from paltrain.model.build import (
     audio_token_counts,
     build_model,
@@ -157,8 +158,8 @@ def make_parts(config: TrainConfig, comm: Comm, paths: Paths, init_folder: Path 
     model = build_model(config, stamps, tokenizer=tokenizer, init_folder=init_folder)
     _check_stamps(model, stores)
     cost = CostModel.of(visit_costs(model.config.llm_config, model.config.streams))
-    positions = getattr(model.config.llm_config, "max_position_embeddings", None)
-    context = ContextLimit.of(positions, {n: s["route"] for n, s in model.config.streams.items()})
+    routes = {name: spec["route"] for name, spec in model.config.streams.items()}
+    context = ContextLimit.of(model.config.n_positions, in_the_sequence(routes))
     plan = _plan(config, comm, corpus, stores, render, tokenizer_hash(source), cost, context)
     return Parts(tokenizer, render, model, plan)
 

@@ -12,6 +12,7 @@ from paltrain.data.build import build_plan
 from paltrain.data.context import ContextLimit
 from paltrain.data.lengths import build_length_table
 from paltrain.errors import ManifestError
+from paltrain.model.audio_tokens import in_the_sequence
 from tests.data.conftest import half_as_many, render_words
 
 CONFIG = DataConfig(manifests=["manifest.jsonl"], batch_questions=8, window_shards=2)
@@ -59,7 +60,7 @@ def test_questions_over_the_positions_are_set_aside_and_counted(
             lengths=table,
             audio_tokens={name: tokens[name] for name in routes},
             seed=0,
-            context=ContextLimit.of(most, routes),
+            context=ContextLimit.of(most, in_the_sequence(routes)),
         )
         within = np.flatnonzero(lengths <= most)
         assert sorted(plan.planner.order.questions.tolist()) == within.tolist()
@@ -70,7 +71,7 @@ def test_questions_over_the_positions_are_set_aside_and_counted(
 
 def test_nothing_left_says_why_and_an_unknown_limit_sets_nothing_aside(corpus, store):
     table = build_length_table(corpus, render_words, tokenizer_hash="t", template_hash="r")
-    assert ContextLimit.of(None, {"a": "lal"}) is None
+    assert ContextLimit.of(None, ["a"]) is None
 
     def plan(context):
         return build_plan(
@@ -80,4 +81,4 @@ def test_nothing_left_says_why_and_an_unknown_limit_sets_nothing_aside(corpus, s
 
     assert plan(None).left_out == {}
     with pytest.raises(ManifestError, match=r"no question is left .* the LLM's 3 positions"):
-        plan(ContextLimit.of(3, {"a": "lal"}))
+        plan(ContextLimit.of(3, ["a"]))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from paltrain import PalModel, PalProcessor
 from paltrain.config.schema import EvalConfig
 from paltrain.data.index import Corpus
+from paltrain.data.shards import FeatureStore
 from paltrain.errors import ModelError, StoreError
-from paltrain.eval.build import evaluate_all
+from paltrain.eval.build import evaluate_all, merge_slices
 from tests.eval.conftest import N_SCENES
 from tools import chat, export
 
@@ -71,6 +74,44 @@ def test_an_interrupted_evaluation_goes_on_and_gives_the_same_answers(
         return line["question_id"]
 
     assert sorted(answers(folder), key=key) == sorted(whole, key=key)
+
+
+def test_questions_beyond_the_llms_positions_are_left_out_and_the_others_answered(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(world, tmp_path / "all", tasks=["describe"])
+    (folder,) = evaluate_all(settings, with_control=False, with_baseline=False).folders
+    whole = {line["question_id"]: line["given"] for line in answers(folder)}
+    template = PalProcessor.from_pretrained(world / "run" / "model").template
+    store = FeatureStore.open(world / "features")
+    corpus, lengths = Corpus.open([world / "scenes/manifest.jsonl"]), {}
+    for number in range(N_SCENES):
+        clip = corpus.clip(number)
+        (row,) = store.rows_of(np.array([clip.id]))
+        for question in clip.questions:
+            text = template.render([(question.instruction, None)], 1).texts
+            n_audio = -(-int(store.n_frames[row]) // 2)
+            lengths[question.id] = sum(map(len, text)) + n_audio + 1
+    n_positions = int(np.median([lengths[question] for question in whole]))
+    fitting = {question for question in whole if lengths[question] <= n_positions}
+    assert 0 < len(fitting) < len(whole)
+
+    run = tmp_path / "short"
+    shutil.copytree(world / "run", run)
+    saved = run / "model" / "config.json"
+    fields = json.loads(saved.read_text())
+    fields["llm_config"]["max_position_embeddings"] = n_positions
+    saved.write_text(json.dumps(fields))
+    settings = replace(settings, runs=[str(run)], out=str(tmp_path / "fitting"))
+    (folder,) = evaluate_all(settings, with_control=False, with_baseline=False).folders
+    assert {line["question_id"] for line in answers(folder)} == fitting
+    assert caplog.text.count(f"beyond the LLM's {n_positions} positions") == len(whole) - len(
+        fitting
+    )
+    merged = merge_slices(
+        settings, n_slices=1, command="I", with_control=False, with_baseline=False
+    )  # nothing is lacking
+    assert merged.evaluations[0].by_task["describe"].n == len(fitting)
 
 
 def test_batching_does_not_change_the_answers(world: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from paltrain.batch import Batch, PackedFeatures
+from paltrain.errors import ModelError
 from tests.model.conftest import mixed_batch, pal, stream, tiny_llm
 from tests.model.forms import FORMS, model_of, streams_of
 
@@ -133,6 +134,25 @@ def test_sampling_follows_its_seed() -> None:
 
     assert torch.equal(sampled(0), sampled(0))
     assert not torch.equal(sampled(0), sampled(1))
+
+
+@pytest.mark.parametrize("form", ["lal", "plits", "flamingo"])
+def test_an_answer_ends_at_the_last_position_and_a_longer_prompt_is_refused(form: str) -> None:
+    model, batch = model_of(form), mixed_batch(streams_of(form))
+    lengths = model.layout(batch).end_positions[batch.leaves]
+    options = {"max_new_tokens": 5, "eos_token_id": 2, "do_sample": False}
+    free = model.generate_answers(batch, **options)
+    n_positions = int(lengths.max()) + 1
+    model.config.llm_config.max_position_embeddings = n_positions
+    room = n_positions - lengths + 1  # the last token of an answer is never fed
+    cut = [answer[: int(n)] for answer, n in zip(free, room, strict=True)]
+    assert model.generate_answers(batch, **options) == cut
+    assert cut != free
+    beams = model.generate_answers(batch, num_beams=2, **options)
+    assert all(len(answer) <= n for answer, n in zip(beams, room, strict=True))
+    model.config.llm_config.max_position_embeddings = n_positions - 2
+    with pytest.raises(ModelError, match=rf"takes {n_positions - 1} pos.* {n_positions - 2} "):
+        model.generate(batch, **options)
 
 
 def test_answers_end_before_their_end_token() -> None:
