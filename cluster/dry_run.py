@@ -73,6 +73,7 @@ def _identity(job: Job, earlier: Sequence[str]) -> Iterator[str]:
     config = job.config
     if isinstance(config, TrainConfig):
         yield line("starts from", say(lambda: _starts_from(config, earlier)))
+        yield line("trains", f"{', '.join(config.stage.trainable)}; {_length(config)}")
     if isinstance(config, AblationConfig) and job.role is not Role.merge:
         yield from _trials(job, config)
     if job.profile.scheduler is Scheduler.slurm:

@@ -9,10 +9,13 @@ where there is none.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from inspect import signature
-from typing import TYPE_CHECKING, Any
+from inspect import BoundArguments, signature
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from paltrain.errors import ConfigError, ModelError, unknown_name
 
@@ -45,10 +48,8 @@ def build_encoder(
         ModelError: its weights cannot be loaded.
     """
     build = _class_of(type)
-    try:
-        encoder: AudioEncoder = build(**_given(path, revision), **(options or {}))
-    except TypeError as error:
-        raise ConfigError(_no_such_options(type, error)) from error
+    taken = _arguments(type, build, path, revision, options or {})
+    encoder: AudioEncoder = build(*taken.args, **taken.kwargs)
     if pool == 1:
         return encoder
     from paltrain.encoders.pooled import PooledEncoder
@@ -79,10 +80,7 @@ def encoder_facts(
             f"encoder type '{type}' does not say its `facts`: give the class that method, as "
             "CONTRIBUTING.md shows, or take another encoder"
         )
-    try:
-        taken = signature(described).bind(**_given(path, revision), **(options or {}))
-    except TypeError as error:
-        raise ConfigError(_no_such_options(type, error)) from error
+    taken = _arguments(type, described, path, revision, options or {})
     taken.apply_defaults()
     arguments = {key: value for key, value in taken.arguments.items() if key != "revision"}
     try:
@@ -118,10 +116,42 @@ def _place_of(type: str) -> str:
     return ENCODERS.get(type, type)
 
 
-def _given(path: str | None, revision: str | None) -> dict[str, str]:
+def _arguments(
+    type: str,
+    described: Any,
+    path: str | None,
+    revision: str | None,
+    options: Mapping[str, Any],
+) -> BoundArguments:
+    """What an encoder's class is called with; raises ConfigError where it does not take it."""
     weights = {"path": path, "revision": revision}
-    return {key: value for key, value in weights.items() if value is not None}
+    given = {key: value for key, value in weights.items() if value is not None}
+    where = f"see {_place_of(type).partition(':')[0]}"
+    try:
+        taken = signature(described).bind(**given, **options)
+    except TypeError as error:
+        raise ConfigError(f"encoder '{type}': {error}; {where}") from error
+    checks = _checks_of(described)
+    for name in sorted(options.keys() & checks.keys()):
+        try:
+            checks[name].validate_python(options[name], strict=True)
+        except ValidationError as error:
+            raise ConfigError(
+                f"encoder '{type}': options.{name} is {options[name]!r}: "
+                f"{error.errors()[0]['msg']}; {where}"
+            ) from error
+    return taken
 
 
-def _no_such_options(type: str, error: TypeError) -> str:
-    return f"encoder '{type}': {error}; see {_place_of(type).partition(':')[0]}"
+def _checks_of(described: Any) -> dict[str, TypeAdapter[Any]]:
+    """By argument of a class, what its hint allows; those whose hints mean nothing here are left
+    out."""
+    try:
+        hints = get_type_hints(described.__init__)
+    except NameError:  # names that only a type checker imports
+        return {}
+    checks = {}
+    for name, hint in hints.items():
+        with suppress(PydanticUserError):
+            checks[name] = TypeAdapter(hint)
+    return checks

@@ -52,6 +52,7 @@ def test_a_dry_run_of_every_form_says_what_is_unknown(name, tmp_path, monkeypatc
     assert len(chain) >= 2
     for before in chain[:-1]:
         assert f"starts from          the run {before.stem} of this chain" in said
+    assert "\ntrains               connectors; " in said
     assert said.count("step plan            unknown: no manifest") == len(chain)
     for line in STREAMS.get(name, []):
         assert said.count("\n  " + line) == len(chain), line

@@ -206,6 +206,8 @@ def test_what_cannot_be_built_says_what_can(tmp_path: Path) -> None:
         build_encoder("wisper")
     with pytest.raises(ConfigError, match="encoder 'logmel': .*'mels'"):
         build_encoder("logmel", options={"mels": 3})
+    with pytest.raises(ConfigError, match="'logmel': options.n_mels is '80': .* valid integer"):
+        build_encoder("logmel", options={"n_mels": "80"})
     with pytest.raises(ConfigError, match="0 < f_min_hz < f_max_hz <= 8000, not 20"):
         build_encoder("logmel", options={"f_max_hz": 9000})
     with pytest.raises(ConfigError, match="logmel cannot make n_mels=500 bands from 20 to 8000"):

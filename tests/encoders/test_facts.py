@@ -168,6 +168,8 @@ def test_wrong_options_and_files_are_refused_without_torch(
     refused("encoder 'clap': .*'layer'", type="clap", path="a", options={"layer": 1})
     refused("unknown output of encoder 'sslam'", type="sslam", path="a", options={"output": "x"})
     refused("either a path .* or random_seed", type="sslam")
+    refused(r"'sslam': options.random_seed is 'a': .* integer; see paltrain.encoders.sslam",
+            type="sslam", options={"random_seed": "a"})  # fmt: skip
     refused("unknown compute_dtype 'half'", type="whisper", path="a",
             options={"compute_dtype": "half"})  # fmt: skip
     refused("layer=9 must be from 0", type="transformers", path=folders["ast"],
