@@ -144,7 +144,7 @@ def _size(path: Path) -> int:
         str(path).encode()
     except FileNotFoundError as error:
         raise AudioError(
-            f"{path} is missing (a manifest's audio paths are relative to its folder)"
+            f"{path} is missing (in a manifest, audio paths are relative to its folder)"
         ) from error
     except (OSError, ValueError) as error:  # too long a name, no permission; no UTF-8
         reason = getattr(error, "strerror", None) or f"its name is no UTF-8: {path.name!a}"

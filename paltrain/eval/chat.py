@@ -51,7 +51,7 @@ def converse(
             conversation.forget()
             heard = []
         elif command == AUDIO_COMMAND:
-            heard.append(Path(name.strip()))
+            heard += _recording(Path(name.strip()))
         elif command.startswith("/"):
             print(f"error: there is no command {command}; {HOW_TO}", file=sys.stderr, flush=True)
         elif line:
@@ -60,6 +60,14 @@ def converse(
             except PaltrainError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
             heard = []
+
+
+def _recording(file: Path) -> list[Path]:
+    """The file, if it is there; otherwise stderr says so, and the next question is without it."""
+    if file.is_file():
+        return [file]
+    print(f"error: there is no file '{file}'; {HOW_TO}", file=sys.stderr, flush=True)
+    return []
 
 
 def describe_streams(model: PalModel) -> str:
