@@ -250,7 +250,11 @@ def _answered(
                 label=each.label,
                 progress=tell,
             )
-        file.put_in_order(keys)
+        if n_left_out := len(keys) - file.put_in_order(keys):
+            log.warning(
+                "%s: %d of %d questions were left out of the scores, each for a reason said above",
+                each.label, n_left_out, len(keys),
+            )  # fmt: skip
         n_earlier += len(questions)
         yield _Done(each, file, len(questions), n_before, seconds)
 

@@ -132,13 +132,15 @@ class AnswerFile:
             file.write("".join(line for key in found for line in elsewhere[key]))
         self.answered.update(found)
 
-    def put_in_order(self, keys: Iterable[Key]) -> None:
-        """Give the answers the order of `keys`; one that two processes gave stays once."""
+    def put_in_order(self, keys: Iterable[Key]) -> int:
+        """Give the answers the order of `keys`; one that two processes gave stays once. Returns how
+        many there are."""
         lines = _lines_by_key(self.folder)
         ordered = [lines[key].pop(0) for key in keys if lines.get(key)]
         text = "".join(ordered)
         if self.path.exists() and self.path.read_text(encoding="utf-8") != text:
             write_atomically(self.path, text)
+        return len(ordered)
 
     def score(
         self,
