@@ -188,7 +188,7 @@ def test_recordings_that_outrun_the_llms_positions_are_warned_of(tmp_path):
     (training,), (answers,) = one.warnings, evaluated.warnings
     assert "clips have more audio tokens (the longest 9) than the LLM has positions" in training
     assert "training sets the questions about them aside" in training
-    assert "what the run one of this chain answers about them is worth nothing" in answers
+    assert "the questions about them that do not fit are not put to the run one of this" in answers
     assert not beside.warnings
     assert not any(f.warnings for f in findings_of(jobs(*chain, word.format(10))))
 
