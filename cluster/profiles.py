@@ -12,6 +12,9 @@ from typing import Any
 from paltrain.config.load import load_config
 from paltrain.config.schema import ArrayConfig, LaunchConfig, Placement
 from paltrain.errors import ConfigError, unknown_name
+from paltrain.log import get_logger
+
+log = get_logger(__name__)
 
 FOLDER = Path(__file__).parents[1] / "configs" / "cluster"
 AUTO = "auto"
@@ -126,6 +129,12 @@ def shape_of_run(profile: Profile, launch: LaunchConfig) -> Shape:
     if launch.gpus_per_node is None and launch.processes_per_node is not None:
         gpus = min(gpus, launch.processes_per_node)  # one GPU a process, and none that idles
     processes = launch.processes_per_node or gpus or 1
+    if profile.scheduler is Scheduler.local and 0 < gpus < processes:
+        log.warning(
+            "launch.processes_per_node=%d, but there are %d GPU(s): %d process(es), one a GPU",
+            processes, gpus, gpus,
+        )  # fmt: skip
+        processes = gpus
     cores = _share_of_cores(profile, gpus)
     threads = launch.threads_per_process or max(1, cores // processes)
     return Shape(launch.nodes, processes, threads, gpus, max(1, cores // processes))
@@ -214,18 +223,19 @@ def account_of(profile: Profile, placement: Placement) -> str | None:
     return account
 
 
-def visible_accelerators() -> int:
-    """CUDA devices of this machine that a process may use, without torch."""
+def visible_devices() -> list[str]:
+    """The CUDA devices of this machine that a process may use, by their ids, without torch."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return len([d for d in chosen.split(",") if d.strip() and d.strip() != "-1"])
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
+    n = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return list(map(str, range(n)))
 
 
 def _gpus(profile: Profile, asked: int | None) -> int:
     offered = profile.gpus_per_node
     if offered is None:
-        offered = visible_accelerators() if profile.scheduler is Scheduler.local else 0
+        offered = len(visible_devices()) if profile.scheduler is Scheduler.local else 0
     if asked is None:
         return offered
     if asked > offered and profile.scheduler is Scheduler.slurm:

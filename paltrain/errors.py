@@ -6,8 +6,10 @@ A tool that meets one of these prints its message as one clear line and exits wi
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
+MOST_NAMED = 6
 
 
 class PaltrainError(Exception):
@@ -67,3 +69,37 @@ def near_hint(name: str, valid: Iterable[str]) -> str:
     """
     near = get_close_matches(name, list(valid), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def some_of(names: Iterable[str]) -> str:
+    """'a, b, c', of many names the first ones.
+
+    >>> some_of("abcdefgh")
+    'a, b, c, d, e, f and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line.
+
+    >>> first_line(ValueError("torn.\\nTry again.")), first_line(KeyError())
+    ('torn', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def cannot_load(
+    path: str, error: Exception, *, what: str = "", holds: str = "that `save_pretrained` wrote"
+) -> str:
+    """The sentence where `transformers` cannot load `what` from a folder or hub name."""
+    is_folder = path.startswith(("/", ".", "~"))
+    reason = first_line(error)
+    if is_folder and not Path(path).exists():
+        reason = "there is no such folder"
+    return (
+        f"{what} '{path}' cannot be loaded: {reason}. Give a folder {holds}, or a hub name that is "
+        "in the local cache"
+    ).lstrip()

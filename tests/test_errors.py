@@ -5,7 +5,7 @@ from paltrain.errors import PaltrainError, near_hint, unknown_name
 
 
 def test_the_examples_hold():
-    assert doctest.testmod(paltrain.errors).attempted == 2
+    assert doctest.testmod(paltrain.errors).attempted == 4
     assert doctest.testmod(paltrain.errors).failed == 0
 
 

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 from cluster.freeze import PROJECT
@@ -40,18 +39,13 @@ class Share:
         return cls(max(1, cores // n), ",".join(own) if devices else None)
 
     @property
+    def n_devices(self) -> int:
+        return len(self.devices.split(",")) if self.devices else 0
+
+    @property
     def environment(self) -> dict[str, str]:
         visible = {} if self.devices is None else {"CUDA_VISIBLE_DEVICES": self.devices}
         return {"OMP_NUM_THREADS": str(self.threads), **visible}
-
-
-def visible_devices() -> list[str]:
-    """The CUDA devices that this process may use, by their ids."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
-    n = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    return list(map(str, range(n)))
 
 
 def start(

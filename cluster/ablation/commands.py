@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cluster.ablation.children import Share
 from cluster.freeze import PROJECT
 from paltrain.ablation.build import Trial
 from paltrain.ablation.marks import is_marked
@@ -55,15 +56,19 @@ def save_stages(stages: Sequence[TrainConfig], folder: Path) -> list[Path]:
     return files
 
 
-def commands_of(trial: Trial, *, threads: int | None = None) -> list[list[str]]:
-    """What a trial runs on this machine, one after the other. threads: of each process, where its
-    stages do not say how many."""
+def commands_of(trial: Trial, share: Share) -> list[list[str]]:
+    """What a trial runs on its share of this machine, one after the other.
+
+    The processes of a stage divide the share's threads, unless a stage says how many each has.
+    """
     files = TrialFiles(trial)
-    says = any(stage.launch.threads_per_process is not None for stage in trial.stages)
-    share = [] if threads is None or says else [f"launch.threads_per_process={threads}"]
+    launches = [stage.launch for stage in trial.stages]
+    n_processes = max(each.processes_per_node or share.n_devices or 1 for each in launches)
+    says = any(each.threads_per_process is not None for each in launches)
+    threads = f"launch.threads_per_process={max(1, share.threads // n_processes)}"
     stages = list(map(str, files.stages))
     return [
-        [*tool(LAUNCH), "--cluster", "local", *stages, *share],
+        [*tool(LAUNCH), "--cluster", "local", *stages, *([] if says else [threads])],
         [*tool(EVALUATE), str(files.evaluation), "--no-baseline"],
     ]
 

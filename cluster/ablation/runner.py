@@ -17,8 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.ablation.children import POLL_S, Share, end_all, start, visible_devices
+from cluster.ablation.children import POLL_S, Share, end_all, start
 from cluster.ablation.commands import TrialFiles, commands_of
+from cluster.profiles import visible_devices
 from paltrain.ablation.build import Trial
 from paltrain.ablation.marks import DONE_FILE, mark_done
 from paltrain.ablation.results import first_accuracy
@@ -71,7 +72,7 @@ class _Running:
         self.files.write_configs()
         self.log = self.files.log.open("ab")
         self.began_s = time.monotonic()
-        self._commands = deque(commands_of(trial, threads=share.threads))
+        self._commands = deque(commands_of(trial, share))
         self.process: subprocess.Popen[bytes] = self._next()
 
     def _next(self) -> subprocess.Popen[bytes]:

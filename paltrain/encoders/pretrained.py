@@ -32,7 +32,7 @@ from paltrain.encoders.facts import (
     check_compute_dtype,
     need_path,
 )
-from paltrain.errors import ConfigError, ModelError
+from paltrain.errors import ConfigError, ModelError, cannot_load
 
 EXAMPLE = "microsoft/wavlm-base-plus"
 
@@ -160,7 +160,7 @@ def _model_of(
     import torch
     from transformers import AutoModel
 
-    from paltrain.encoders.weights import LOADING_ERRORS, cannot_load, compute_dtype_of, load_model
+    from paltrain.encoders.weights import LOADING_ERRORS, compute_dtype_of, load_model
 
     dtype = compute_dtype_of(compute_dtype)
     if random_seed is None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from paltrain.encoders.base import Waveforms, check_window, stamp_of, trimmed
 from paltrain.encoders.facts import Facts, Files, changed, check_compute_dtype, check_output
-from paltrain.errors import ConfigError, ModelError
+from paltrain.errors import ConfigError, ModelError, cannot_load, some_of
 
 if TYPE_CHECKING:
     import torch
@@ -166,7 +166,7 @@ def _load(model: SpectrogramViT, path: str, *, revision: str | None) -> None:
     from safetensors.torch import load_file
 
     from paltrain.encoders.sslam_vit import released_names
-    from paltrain.encoders.weights import LOADING_ERRORS, cannot_load
+    from paltrain.encoders.weights import LOADING_ERRORS
 
     try:
         held = load_file(_weights_file(path, revision))
@@ -199,10 +199,8 @@ def _weights_file(path: str, revision: str | None) -> Path:
 
 
 def _check_names(path: str, *, held: set[str], wanted: set[str]) -> None:
-    from paltrain.encoders.weights import listed
-
     faults = [
-        listed(what, keys)
+        f"{what}: {some_of(sorted(keys))}"
         for what, keys in (("missing", wanted - held), ("unknown", held - wanted))
         if keys
     ]

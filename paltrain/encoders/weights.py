@@ -7,17 +7,15 @@ those would be worthless; here they are refused by name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
 from paltrain.encoders.facts import check_compute_dtype
-from paltrain.errors import ModelError
+from paltrain.errors import ModelError, cannot_load, some_of
 
 NOT_NEEDED = ("masked_spec_embed", "position_ids", "num_batches_tracked")  # by no forward here
-MOST_NAMES = 6
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 
 
@@ -51,25 +49,9 @@ def load_model(loader: Any, path: str, *, dtype: torch.dtype, revision: str | No
     if missing:
         raise ModelError(
             f"the weights in '{path}' are not those of a {type(model).__name__}: "
-            f"{listed('missing', missing)}. Give the folder of such a model"
+            f"missing: {some_of(sorted(missing))}. Give the folder of such a model"
         )
     return model.eval()
-
-
-def cannot_load(path: str, error: Exception) -> str:
-    """The sentence for a folder or hub name that holds no such model."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return (
-        f"'{path}' cannot be loaded: {reason}. Give a folder that `save_pretrained` wrote, or a "
-        "hub name that is in the local cache"
-    )
-
-
-def listed(what: str, keys: Iterable[str]) -> str:
-    """'missing: a, b, c and 12 more'."""
-    keys = sorted(keys)
-    more = f" and {len(keys) - MOST_NAMES} more" if len(keys) > MOST_NAMES else ""
-    return f"{what}: {', '.join(keys[:MOST_NAMES])}{more}"
 
 
 def hash_of(model: torch.nn.Module) -> str:

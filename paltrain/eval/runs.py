@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from paltrain.data.index import Corpus
 from paltrain.data.selection import StreamFeatures, join_store, most_frames
 from paltrain.data.shards import FeatureStore
-from paltrain.errors import ConfigError, ModelError
+from paltrain.errors import ConfigError, ModelError, first_line
 from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.configuration import PalConfig
 from paltrain.model.modeling import PalModel
@@ -75,11 +75,13 @@ def model_config(folder: Path) -> PalConfig:
         raise ModelError(f"{folder}: {error}") from error
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"the model in {folder} cannot be loaded: {str(error).splitlines()[0]}; export it "
-            "again (tools/export.py), or let its run finish"
+            f"the model in {folder} cannot be loaded: {first_line(error)}; export it again "
+            " (tools/export.py), or let its run finish"
         ) from error
     if not config.streams:
-        raise ModelError(f"{folder} is a bare LLM: it has no audio streams to listen with")
+        raise ModelError(
+            f"{folder} is a bare LLM: it has no audio streams to listen with; name a run that has"
+        )
     return config
 
 

@@ -15,20 +15,31 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from paltrain.errors import ModelError
+from paltrain.errors import ModelError, cannot_load, first_line, some_of
 
-N_NAMED = 6  # parameters that a message names
+LOADING_ERRORS = (OSError, ValueError, SafetensorError)
 
 
 def load_llm(name_or_path: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    """A pretrained decoder by folder or hub name."""
+    """A pretrained decoder by folder or hub name.
+
+    Weights that its architecture does not have are left unread, as some released folders hold them.
+
+    Raises:
+        ModelError: it cannot be loaded, or weights are missing or of other shapes.
+    """
+    llm: PreTrainedModel
     try:
-        llm: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype)
-    except (OSError, ValueError) as error:
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            name_or_path, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except LOADING_ERRORS as error:
+        raise ModelError(cannot_load(name_or_path, error, what="LLM")) from error
+    if faults := _faults({**info, "unexpected_keys": ()}):
         raise ModelError(
-            f"LLM '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a folder "
-            "that `save_pretrained` wrote, or a hub name that is in the local cache"
-        ) from error
+            f"the weights of LLM '{name_or_path}' do not fit its config.json: {'; '.join(faults)}. "
+            "Its folder is incomplete or another model's: download or copy it again"
+        )
     return llm
 
 
@@ -45,7 +56,7 @@ def load_whole(
     options.setdefault("ignore_mismatched_sizes", True)  # so that they are named below
     try:
         model, info = load(folder, *arguments, output_loading_info=True, **options)
-    except (OSError, ValueError, SafetensorError) as error:
+    except LOADING_ERRORS as error:
         raise _unreadable(folder, error) from error
     faults = _faults(info)
     if faults:
@@ -58,7 +69,7 @@ def load_whole(
 
 
 def _unreadable(folder: str | Path, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0]
+    reason = first_line(error)
     torn = [path.name for path in sorted(Path(folder).glob("*.safetensors")) if not _opens(path)]
     if torn:
         reason = f"{', '.join(torn)} is torn ({reason})"
@@ -88,13 +99,7 @@ def _faults(info: dict[str, Any]) -> list[str]:
         "not of this form": sorted(info["unexpected_keys"]),
         "of another shape": mismatched,
     }
-    return [f"{kind}: {_some(names)}" for kind, names in kinds.items() if names]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    others = f" and {len(names) - N_NAMED} more" if len(names) > N_NAMED else ""
-    return ", ".join(names[:N_NAMED]) + others
+    return [f"{kind}: {some_of(names)}" for kind, names in kinds.items() if names]
 
 
 def _shape(size: Iterable[int]) -> str:

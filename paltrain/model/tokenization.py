@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paltrain.errors import ModelError
+from paltrain.errors import ModelError, cannot_load
 
 TEMPLATE_FORMAT = 1  # changes when the same fields give other tokens
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -53,10 +53,8 @@ def load_tokenizer(name_or_path: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"tokenizer '{name_or_path}' cannot be loaded: {str(error).splitlines()[0]}. Give a "
-            "folder with tokenizer.json, or a hub name that is in the local cache"
-        ) from error
+        sentence = cannot_load(name_or_path, error, what="tokenizer", holds="with tokenizer.json")
+        raise ModelError(sentence) from error
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from cluster.ablation.children import Share
+from cluster.ablation.commands import commands_of
 from cluster.ablation.listing import commands_to_give
 from cluster.chain import read_chain
 from paltrain.ablation.build import Plan, plan_of
@@ -239,3 +241,37 @@ def test_all_faults_are_told_at_once_before_anything_is_written(world):
 def test_the_baselines_arm_is_the_first_where_none_is_said(world):
     assert planned(world, baseline_arm=None).baseline_arm == "plits"
     assert replace(planned(world), baseline_arm="lal").baseline_arm == "lal"
+
+
+@pytest.mark.parametrize(
+    ("processes", "share", "threads"),
+    [
+        (1, Share(8, None), 8),
+        (2, Share(8, None), 4),
+        (2, Share(1, None), 1),
+        (None, Share(8, None), 8),
+        (None, Share(8, "0,1"), 4),  # a process for each device
+    ],
+)
+def test_the_processes_of_a_trial_divide_its_share_of_the_threads(world, processes, share, threads):
+    arms = {"lal": {"stages": stages_of(world, "lal")}}
+    words = [f"launch.processes_per_node={'null' if processes is None else processes}"]
+    trial, *_ = planned(world, arms=arms, set=words, baseline_arm=None).trials
+    launch, _ = commands_of(trial, share)
+    assert launch[-1] == f"launch.threads_per_process={threads}"
+
+
+def test_a_stage_that_says_its_threads_keeps_them(world):
+    arms = {"lal": {"stages": stages_of(world, "lal")}}
+    words = ["launch.threads_per_process=3"]
+    trial, *_ = planned(world, arms=arms, set=words, baseline_arm=None).trials
+    launch, _ = commands_of(trial, Share(8, None))
+    assert not any("threads_per_process" in word for word in launch)
+
+
+def test_devices_are_dealt_out_and_shared_where_there_are_too_few():
+    shares = [Share.of(slot, 2, cores=8, devices=["0", "1", "2"]) for slot in range(2)]
+    assert shares == [Share(4, "0,2"), Share(4, "1")]
+    assert [share.n_devices for share in shares] == [2, 1]
+    assert Share.of(2, 3, cores=2, devices=["5"]) == Share(1, "5")
+    assert Share.of(0, 1, cores=2, devices=[]).environment == {"OMP_NUM_THREADS": "2"}

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from cluster.chain import kind_of
 from cluster.dry_run import dry_run
 from cluster.preflight.check import findings_of
+from paltrain.config import EvalConfig, FeaturesConfig, load_config
+from paltrain.config.schema import AblationConfig
 from tests.cluster.test_check import _own_cache, cache, jobs  # noqa: F401 (fixtures)
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,7 +70,11 @@ def test_a_check_of_every_form_names_what_is_missing_and_nothing_else(name, tmp_
     monkeypatch.setenv("PALTRAIN_ACCOUNT", "mine")
     monkeypatch.setattr("cluster.preflight.check.look_at_slurm", lambda jobs, findings: None)
     found = findings_of(jobs(FEATURES, *CHAINS[name], cluster="leonardo"))
-    absent = ("manifest data/openaqa", "is neither a folder nor in the local hub cache")
+    absent = (
+        "no manifest data/",
+        "manifest data/openaqa",
+        "is neither a folder nor in the local hub cache",
+    )
     problems = [problem for job in found for problem in job.problems]
     assert problems
     assert [p for p in problems if not any(part in p for part in absent)] == []
@@ -86,3 +94,21 @@ def test_dry_runs_of_all_forms_load_no_torch(tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "loaded []", done.stderr
+
+
+@pytest.mark.parametrize(
+    "path", sorted((CONFIGS / "ablations").glob("*.yaml")), ids=lambda p: p.stem
+)
+def test_what_an_ablation_tests_on_has_features_and_a_split_of_that_name(path):
+    ablation = load_config(AblationConfig, [path])
+    evaluation = load_config(EvalConfig, [ablation.evaluate])
+    prepared = [
+        load_config(FeaturesConfig, [config]).manifests
+        for config in ablation.prepare
+        if kind_of(Path(config)) is FeaturesConfig
+    ]
+    assert set(evaluation.manifests) <= {name for manifests in prepared for name in manifests}
+    for manifest in evaluation.manifests:
+        importer = Path(manifest).parent.name
+        if importer != "soundscapes":
+            assert evaluation.split in import_module(f"paltrain.data.importers.{importer}").SPLITS

@@ -14,7 +14,7 @@ from cluster.profiles import (
     shape_of_run,
     shape_of_slice,
     time_of,
-    visible_accelerators,
+    visible_devices,
 )
 from paltrain.config.schema import ArrayConfig, LaunchConfig, Placement
 from paltrain.errors import ConfigError
@@ -81,7 +81,17 @@ def test_a_machine_without_accelerators_runs_one_process():
 @pytest.mark.parametrize(("value", "n"), [("0,1", 2), ("", 0), ("-1", 0), ("3", 1)])
 def test_hidden_accelerators_do_not_count(monkeypatch, value, n):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    assert visible_accelerators() == n
+    assert len(visible_devices()) == n
+
+
+def test_on_one_machine_each_process_has_a_gpu_of_its_own_or_none_has(monkeypatch, caplog):
+    launch, local = LaunchConfig(processes_per_node=2), load_profile("local")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    shape = shape_of_run(local, launch)
+    assert (shape.processes_per_node, shape.gpus_per_node) == (1, 1)
+    assert "launch.processes_per_node=2, but there are 1 GPU(s)" in caplog.text
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert shape_of_run(local, launch).processes_per_node == 2
 
 
 def test_several_nodes_need_a_cluster():

@@ -59,6 +59,13 @@ def test_every_test_question_is_answered_once_and_scored(world: Path, tmp_path: 
     assert done.evaluations[0].by_task["how_many"].n == 6
 
 
+def test_the_split_that_the_average_spectrum_is_fitted_on_is_not_scored_by_it(
+    world: Path, tmp_path: Path
+) -> None:
+    settings = config(world, tmp_path, split="train", max_questions=3)
+    assert evaluate_all(settings, with_control=False, with_baseline=True).baseline is None
+
+
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_answers(
     world: Path, tmp_path: Path
 ) -> None:

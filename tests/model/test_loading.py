@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from paltrain import PalConfig, PalModel, PalProcessor
@@ -18,6 +19,7 @@ from paltrain.encoders import build_encoder
 from paltrain.errors import ModelError
 from paltrain.eval.export import export_model
 from paltrain.model.configuration import MODEL_FORMAT
+from paltrain.model.loading import load_llm
 from tests.exported import export_tiny_model
 from tests.model.conftest import pal, stream, tiny_llm
 
@@ -166,3 +168,31 @@ def test_a_bare_llm_is_told_from_a_model_that_listens(tmp_path: Path) -> None:
     tiny_llm("qwen2").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="a bare LLM .*'qwen2'.*AutoModelForCausalLM"):
         PalModel.from_pretrained(tmp_path)
+
+
+def test_an_llm_is_loaded_whole_or_refused(tmp_path: Path) -> None:
+    tiny_llm("llama").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content, tensors = weights.read_bytes(), load_file(weights)
+    assert load_llm(str(tmp_path), dtype=torch.float32).config.hidden_size == 32
+
+    def refused(message: str) -> None:
+        with pytest.raises(ModelError, match=message):
+            PalModel.from_llm(str(tmp_path))
+
+    name = "model.layers.1.self_attn.q_proj.weight"
+    save_file({k: v for k, v in tensors.items() if k != name}, weights, {"format": "pt"})
+    refused(rf"do not fit its config\.json: missing: {name}\. Its folder is incomplete")
+    save_file({**tensors, name: tensors[name][:, :4].contiguous()}, weights, {"format": "pt"})
+    refused(rf"of another shape: {name} \(32 x 4 there, 32 x 32 by the configuration\)")
+    save_file({**tensors, "model.further": tensors[name].clone()}, weights, {"format": "pt"})
+    load_llm(str(tmp_path), dtype=torch.float32)  # what the architecture has not is left unread
+    weights.write_bytes(content[:1000])
+    refused("LLM '.*' cannot be loaded: .*Give a folder that `save_pretrained` wrote")
+    weights.unlink()
+    refused("cannot be loaded")
+
+
+def test_a_folder_that_is_not_there_is_not_called_a_hub_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="LLM '.*/gone' cannot be loaded: there is no such folder"):
+        load_llm(str(tmp_path / "gone"), dtype=torch.float32)
