@@ -20,6 +20,7 @@ from paltrain.data.selection import StreamFeatures
 from paltrain.encoders import build_encoder
 from paltrain.encoders.audio import load_audio
 
+FITTED_ON = "train"
 MAX_ANSWERS = 100  # a task with more different answers is free text and left out
 
 Spectrum = NDArray[np.float32]
@@ -63,7 +64,6 @@ def average_spectrum_baseline(
     corpus: Corpus,
     spectrum_of: SpectrumOf,
     *,
-    train_split: str = "train",
     test_split: str = "test",
     tasks: Sequence[str] | None = None,
 ) -> dict[str, float]:
@@ -71,10 +71,10 @@ def average_spectrum_baseline(
 
     spectrum_of: `RecordedSpectra` or `StoredSpectra`; what they raise is passed on.
     """
-    asked = _asked(corpus, [train_split, test_split], spectrum_of)
+    asked = _asked(corpus, [FITTED_ON, test_split], spectrum_of)
     accuracy = {}
-    for task in sorted(asked[train_split].keys() & asked[test_split].keys()):
-        train, test = asked[train_split][task], asked[test_split][task]
+    for task in sorted(asked[FITTED_ON].keys() & asked[test_split].keys()):
+        train, test = asked[FITTED_ON][task], asked[test_split][task]
         answers = {each.question.answer for each in train}
         if (tasks and task not in tasks) or not 1 < len(answers) <= MAX_ANSWERS:
             continue

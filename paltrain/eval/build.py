@@ -27,7 +27,12 @@ from paltrain.data.duplicates import warn_of_leaks
 from paltrain.data.index import Corpus
 from paltrain.errors import ConfigError
 from paltrain.eval.answer import Answerer, Asker, answer_all
-from paltrain.eval.baseline import RecordedSpectra, StoredSpectra, average_spectrum_baseline
+from paltrain.eval.baseline import (
+    FITTED_ON,
+    RecordedSpectra,
+    StoredSpectra,
+    average_spectrum_baseline,
+)
 from paltrain.eval.evaluation import Evaluation, lacks_of, other_numbers, part_of
 from paltrain.eval.questions import choose_questions, clips_in_use, heard_clips, keys_of
 from paltrain.eval.records import (
@@ -278,8 +283,11 @@ def _baseline(
 
     None where nothing can be fitted on.
     """
-    if "train" not in corpus.splits:
-        log.info("no average-spectrum baseline: the manifests have no split 'train'")
+    if config.split == FITTED_ON:
+        log.info("no average-spectrum baseline: it is fitted on split '%s' itself", FITTED_ON)
+        return None
+    if FITTED_ON not in corpus.splits:
+        log.info("no average-spectrum baseline: the manifests have no split '%s'", FITTED_ON)
         return None
     streams = evaluations[0].streams
     mels = [stream for stream in streams if stream.store.stamp["encoder"]["type"] == "logmel"]
