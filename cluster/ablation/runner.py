@@ -10,6 +10,7 @@ its log. The same trials again: what is done is skipped, the rest goes on from w
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections import deque
@@ -27,7 +28,7 @@ from paltrain.run_folder import RunFolder
 from paltrain.status import HEARTBEAT_S
 from paltrain.train.signals import EXIT_INTERRUPTED, EXIT_REQUEUE
 
-Told = Callable[[int, int], None]  # steps done, of so many that are known
+Progress = Callable[[int, int], None]  # steps done, of so many that are known
 STOPPED = (EXIT_INTERRUPTED, EXIT_REQUEUE)
 TAIL_BYTES = 4000
 
@@ -42,7 +43,7 @@ class Failure:
 
 
 def run_trials(
-    trials: Sequence[Trial], *, parallel: int, told: Told | None = None
+    trials: Sequence[Trial], *, parallel: int, told: Progress | None = None
 ) -> list[Failure]:
     """Run what is not done, `parallel` at a time; returns the failures, in order of the trials.
 
@@ -100,7 +101,7 @@ class _Runner:
     n: int
     parallel: int
     trials: list[Trial]
-    told: Told | None
+    told: Progress | None
     running: list[_Running] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     _told_s: float = float("-inf")
@@ -160,9 +161,10 @@ def progress_of(trials: Sequence[Trial]) -> tuple[int, int]:
 
 
 def last_words(log: Path) -> str:
-    """The last line of a log that says something."""
+    """The last `error: ` line of the latest command, else its last line."""
     text = log.read_bytes()[-TAIL_BYTES:].decode(errors="replace") if log.exists() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    *_, latest = re.split(r"^\$ .*$", text, flags=re.MULTILINE)
+    lines = [line.strip() for line in latest.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     return (errors or lines or ["it said nothing"])[-1]
 

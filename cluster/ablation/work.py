@@ -16,7 +16,7 @@ from pathlib import Path
 from cluster.ablation import children
 from cluster.ablation.commands import BENCH, LAUNCH, TrialFiles, prepare_command, tool
 from cluster.ablation.listing import commands_to_give
-from cluster.ablation.runner import Failure, Told, progress_of, run_trials
+from cluster.ablation.runner import Failure, Progress, progress_of, run_trials
 from cluster.job import folder_of
 from paltrain.ablation.build import Plan, Trial, plan_of
 from paltrain.ablation.report import accuracy_table, write_report
@@ -59,7 +59,7 @@ class Work:
         self._say_remarks()
         return 0
 
-    def run(self, told: Told) -> int:
+    def run(self, told: Progress) -> int:
         """Everything that is missing; of a slice only its trials. Returns the exit code."""
         part = parse_slice(self.config.slice)
         self._say_remarks()
@@ -75,7 +75,7 @@ class Work:
             say_failure(failure)
         return EXIT_FAILED if failures else 0
 
-    def merge(self, n_slices: int, told: Told) -> int:
+    def merge(self, n_slices: int, told: Progress) -> int:
         """The table, if every trial has results.
 
         Raises:
