@@ -69,9 +69,11 @@ class RunIdentity:
 
 @dataclass
 class ConnectorConfig:
+    """From an encoder's frames to audio tokens. Each type has its own fields."""
+
     type: ConnectorType = ConnectorType.mlp
-    frame_stack: int = 1  # neighbouring frames joined into one audio token
-    hidden_width: int | None = None  # default: the LLM's width
+    frame_stack: int = 1  # mlp: neighbouring frames joined into one audio token
+    hidden_width: int | None = None  # mlp, and summary by windows; default: the LLM's width
     n_latents: int = 64  # resampler: audio tokens a clip
     n_summary: int = 16  # summary: audio tokens a clip
     summary_by: SummaryBy = SummaryBy.queries
@@ -353,7 +355,7 @@ class EvalConfig:
     batch_questions: int = 64
     max_new_tokens: int = 32
     among_options: bool = True  # a question with options is answered by one of them
-    shuffle_audio: bool = False  # the deaf control: every clip is heard in place of another
+    shuffle_audio: bool = False  # also the deaf control: the same about other clips' recordings
     seed: int = 0
     out: str | None = None  # default: RUN/eval
     slice: str | None = None  # "3/64": the questions of slice 3 of 64 (0-based)

@@ -185,7 +185,8 @@ def _stage(config: TrainConfig) -> Iterator[Fault]:
     if "connectors" in stage.trainable and not config.model.streams:
         yield Fault(
             ("stage", "trainable"),
-            "connectors cannot train without audio: add one to model.streams, or drop 'connectors'",
+            "connectors cannot train without audio: add a stream to model.streams, or drop "
+            "'connectors'",
         )
 
 

@@ -112,12 +112,21 @@ CONNECTOR_RULES: Mapping[str, Rule] = {
 
 def _connector(model: ModelConfig, connector: ConnectorConfig, path: KeyPath) -> Iterator[Fault]:
     yield from look(connector, CONNECTOR_RULES, path)
-    width = connector.hidden_width or (model.architecture or {}).get("hidden_size")
+    width = (model.architecture or {}).get("hidden_size")
     by_latents = connector.type is ConnectorType.resampler or (
         connector.type is ConnectorType.summary and connector.summary_by is SummaryBy.queries
     )
     if by_latents and isinstance(width, int):
         n_heads = connector.n_heads
         if n_heads >= 1 and width % n_heads:
-            sentence = f"must divide the width {width} of the learned queries, is {n_heads}"
+            sentence = f"must divide the LLM's width {width}, is {n_heads}: choose a divisor"
             yield Fault((*path, "n_heads"), sentence)
+    if connector.type is not ConnectorType.mlp and connector.frame_stack > 1:
+        sentence = f"needs type: mlp, is {connector.frame_stack}: set it to 1"
+        yield Fault((*path, "frame_stack"), sentence)
+    if by_latents and connector.hidden_width is not None:
+        sentence = (
+            f"needs type: mlp or summary_by: windows, is {connector.hidden_width}; learned queries "
+            "have the LLM's width: leave it out"
+        )
+        yield Fault((*path, "hidden_width"), sentence)

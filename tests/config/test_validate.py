@@ -50,7 +50,7 @@ def test_the_least_configurations_have_no_fault():
         (["stage.steps=0"], "stage.steps", "at least 1, is 0"),
         (["stage.trainable=[]"], "stage.trainable", "must not be empty"),
         (["stage.trainable=[encoder]"], "stage.trainable", "encoders cannot train"),
-        (["stage.trainable=[connectors]"], "stage.trainable", "add one to model.streams"),
+        (["stage.trainable=[connectors]"], "stage.trainable", "add a stream to model.streams"),
         (["model.llm=null"], "model", "names no LLM"),
         (["model.architecture={model_type: llama}"], "model.architecture", "drop one"),
         (
@@ -119,8 +119,13 @@ def test_a_value_that_cannot_work_is_named_with_its_remedy(words, key, sentence)
         ({"connector": {"frame_stack": 0}}, "connector.frame_stack", "at least 1"),
         (
             {"connector": {"type": "resampler", "hidden_width": 30}},
-            "connector.n_heads",
-            "must divide the width 30 of the learned queries, is 8",
+            "connector.hidden_width",
+            "learned queries have the LLM's width: leave it out",
+        ),
+        (
+            {"connector": {"type": "summary", "summary_by": "windows", "frame_stack": 2}},
+            "connector.frame_stack",
+            "needs type: mlp, is 2: set it to 1",
         ),
     ],
 )
@@ -128,6 +133,22 @@ def test_a_stream_that_cannot_work_is_named_with_its_remedy(stream: dict[str, An
     message = message_of(f"model.streams.a={ {'features': 'f', **stream} }")
     assert message.startswith(f"command line: model.streams.a.{key}: ")
     assert sentence in message
+
+
+@pytest.mark.parametrize("type_", ["resampler", "summary"])
+def test_the_heads_of_learned_queries_divide_the_fresh_llms_width(type_):
+    fresh = ["model.llm=null", "model.architecture={model_type: llama, hidden_size: 30}"]
+    stream = {"features": "f", "connector": {"type": type_}}
+    message = message_of(*fresh, "model.tokenizer=t", f"model.streams.a={stream}")
+    assert message.startswith("command line: model.streams.a.connector.n_heads: ")
+    assert "must divide the LLM's width 30, is 8: choose a divisor" in message
+
+
+def test_means_over_windows_have_a_hidden_width_of_their_own():
+    connector = {"type": "summary", "summary_by": "windows", "hidden_width": 30}
+    words = [*LEAST, f"model.streams.a={ {'features': 'f', 'connector': connector} }"]
+    config = load_config(TrainConfig, [], words)
+    assert config.model.streams["a"].connector.hidden_width == 30
 
 
 def test_a_streams_name_with_a_dot_is_refused():
