@@ -13,7 +13,7 @@ from paltrain.errors import PaltrainError
 from paltrain.model.card import STREAM_HEADER, stream_rows
 from paltrain.model.conversation import Conversation
 from paltrain.model.modeling import PalModel
-from paltrain.model.processing import PalProcessor
+from paltrain.model.processing import Features, PalProcessor
 
 AUDIO_COMMAND, FORGET_COMMAND = "/audio", "/new"
 HOW_TO = (
@@ -42,16 +42,20 @@ def converse(
 ) -> None:
     """Print an answer to every line. audio: what the first question is about.
 
-    A question that cannot be asked is said why on stderr, and the conversation goes on.
+    Why a question cannot be asked is said on stderr, and the conversation goes on: the next one
+    hears its recordings.
+
+    Raises:
+        AudioError: one of `audio` cannot be read.
     """
-    heard = list(audio)
+    heard = [conversation.processor.features(file) for file in audio]
     for line in (line.strip() for line in lines):
         command, _, name = line.partition(" ")
         if command == FORGET_COMMAND:
             conversation.forget()
             heard = []
         elif command == AUDIO_COMMAND:
-            heard += _recording(Path(name.strip()))
+            heard += _recording(conversation, Path(name.strip()))
         elif command.startswith("/"):
             print(f"error: there is no command {command}; {HOW_TO}", file=sys.stderr, flush=True)
         elif line:
@@ -59,15 +63,21 @@ def converse(
                 print(conversation.ask(line, heard), flush=True)
             except PaltrainError as error:
                 print(f"error: {error}", file=sys.stderr, flush=True)
-            heard = []
+            else:
+                heard = []
 
 
-def _recording(file: Path) -> list[Path]:
-    """The file, if it is there; otherwise stderr says so, and the next question is without it."""
-    if file.is_file():
-        return [file]
-    print(f"error: there is no file '{file}'; {HOW_TO}", file=sys.stderr, flush=True)
-    return []
+def _recording(conversation: Conversation, file: Path) -> list[Features]:
+    """A recording as the next question hears it; where it cannot be read stderr says so, and the
+    question is without it."""
+    if not file.is_file():
+        print(f"error: there is no file '{file}'; {HOW_TO}", file=sys.stderr, flush=True)
+        return []
+    try:
+        return [conversation.processor.features(file)]
+    except PaltrainError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return []
 
 
 def describe_streams(model: PalModel) -> str:

@@ -13,9 +13,11 @@ from huggingface_hub import ModelCard
 
 from paltrain import PalModel, PalProcessor
 from paltrain.config.schema import EvalConfig
-from paltrain.errors import ModelError
+from paltrain.errors import AudioError, ModelError
 from paltrain.eval.build import evaluate_all
+from paltrain.eval.chat import converse, start_conversation
 from paltrain.eval.export import export_model, without_adapters
+from paltrain.eval.runs import load_model
 from tests.model.conftest import mixed_batch
 from tests.model.forms import model_of
 from tools import chat, export
@@ -141,3 +143,29 @@ def test_chat_answers_line_by_line(
     assert said.err.count("error: ") == 1
     assert "gone.wav" in said.err
     assert len(said.out.splitlines()) >= 3
+
+
+def test_a_question_that_fails_leaves_its_recordings_to_the_next_one(
+    run: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = start_conversation(load_model(run / "model"), folder=run / "model", max_new_tokens=2)
+    recording, broken = world / "scenes/audio/scene-000000.flac", tmp_path / "broken.wav"
+    broken.write_bytes(recording.read_bytes()[:60])
+    two = "<|audio|> or <|audio|>?"
+    converse(talk, [f"/audio {recording}", f"/audio {broken}", two, "Which sound?", "And now?"])
+    said = capsys.readouterr()
+    first, second = (line for line in said.err.splitlines() if line.startswith("error: "))
+    assert f"error: {broken}" in first
+    assert "has 2 <|audio|> for 1 clips" in second
+    asked = [message["content"] for message in talk.messages if message["role"] == "user"]
+    assert asked == ["<|audio|>\nWhich sound?", "And now?"]
+    assert len(talk.clips) == 1
+
+
+def test_a_conversation_about_a_recording_that_is_not_there_does_not_begin(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = start_conversation(load_model(run / "model"), folder=run / "model", max_new_tokens=2)
+    with pytest.raises(AudioError, match=r"gone\.wav is missing"):
+        converse(talk, ["Which sound?"], audio=[Path("gone.wav")])
+    assert not capsys.readouterr().out
