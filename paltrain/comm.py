@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from paltrain.errors import PaltrainError
+from paltrain.errors import ClusterError, PaltrainError
 
 T = TypeVar("T")
 
@@ -45,9 +45,7 @@ class Comm:
             int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         )
         cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(local_rank % torch.cuda.device_count())
-        device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        device = _cuda_device(local_rank) if cuda else torch.device("cpu")
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             rank=rank,
@@ -108,3 +106,26 @@ class Comm:
         numbers = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         dist.all_reduce(numbers, op=op)
         return cast(list[float], numbers.tolist())
+
+
+def _cuda_device(local_rank: int) -> torch.device:
+    """The rank's GPU, which DeepSpeed finds by LOCAL_RANK as well."""
+    device = torch.device("cuda", gpu_of(local_rank, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    os.environ["LOCAL_RANK"] = str(device.index)
+    return device
+
+
+def gpu_of(local_rank: int, n_visible: int) -> int:
+    """Of the GPUs that a process sees the one of its number on the node, or the only one: there
+    each process sees its own.
+
+    Raises:
+        ClusterError: there is none of its number.
+    """
+    if n_visible > 1 and local_rank >= n_visible:
+        raise ClusterError(
+            f"process {local_rank} of this node (LOCAL_RANK, from 0) has no GPU of its own: it "
+            f"sees {n_visible}; start at most {n_visible} a node (launch.processes_per_node)"
+        )
+    return local_rank if n_visible > 1 else 0

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local import run_processes
+from paltrain.comm import gpu_of
+from paltrain.errors import ClusterError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,3 +60,10 @@ def test_two_ranks_agree_and_a_lost_one_is_noticed(tmp_path):
         }
     )
     assert (tmp_path / "lost").exists()
+
+
+def test_a_process_takes_the_gpu_of_its_number_or_the_only_one_that_it_sees():
+    assert [gpu_of(rank, 4) for rank in range(4)] == [0, 1, 2, 3]
+    assert [gpu_of(rank, 1) for rank in range(4)] == [0, 0, 0, 0]
+    with pytest.raises(ClusterError, match=r"process 2 .* sees 2; start at most 2 a node"):
+        gpu_of(2, 2)

@@ -71,7 +71,7 @@ def measure_attention(
 
 
 def _gather(x: Tensor, plan: DevicePlan) -> Tensor:
-    return x if plan.key_index is None else x[plan.key_index]
+    return x if plan.key_index is None else x.index_select(0, plan.key_index)
 
 
 def _in_turns(

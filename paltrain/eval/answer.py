@@ -160,7 +160,9 @@ class Answerer:
             eos_token_id=eos,
             prefix_allowed_tokens_fn=AmongOptions(
                 choices, vocab_size=self.model.config.llm_config.vocab_size, eos=eos
-            ),
+            )
+            if any(choices)
+            else None,
         )
         given = [processor.decode(answer) for answer in tokens]
         return [each.answered(text) for each, text in zip(asked_of, given, strict=True)]

@@ -33,6 +33,7 @@ from paltrain.log import get_logger
 log = get_logger(__name__)
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
+AMPERE = (8, 0)
 SHAPE_RATIO = 1.5  # segments of one padded group differ in length by at most this factor
 
 
@@ -94,6 +95,8 @@ def _needs_half_on_cuda(device_type: str, dtype: torch.dtype) -> str | None:
         return f"it needs a CUDA device, the tensors are on '{device_type}': use sdpa"
     if dtype not in HALF_DTYPES:
         return f"it needs bfloat16 or float16, the tensors are {dtype}: set model.dtype or use sdpa"
+    if torch.version.cuda and (has := torch.cuda.get_device_capability()) < AMPERE:
+        return f"it needs compute capability 8.0 (Ampere), this GPU has {has[0]}.{has[1]}: use sdpa"
     return None
 
 
@@ -102,10 +105,10 @@ def _needs_half_on_cuda(device_type: str, dtype: torch.dtype) -> str | None:
 
 def _flash_attn_obstacle(device_type: str, dtype: torch.dtype) -> str | None:
     try:
-        import flash_attn  # noqa: F401
+        from flash_attn import flash_attn_varlen_func  # noqa: F401 (flash-attn 4 has none)
     except ImportError:
         return (
-            "the package flash-attn is not installed: "
+            "the package flash-attn 2 is not installed: "
             "`pip install flash-attn --no-build-isolation` (needs CUDA), or use torch or sdpa"
         )
     return _needs_half_on_cuda(device_type, dtype)
@@ -125,7 +128,10 @@ def _flash_attn(
     from flash_attn import flash_attn_varlen_func
 
     out: Tensor = flash_attn_varlen_func(
-        q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=causal
+        *(q, k, v, cu_q, cu_k, max_q, max_k),
+        softmax_scale=scale,
+        causal=causal,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
     return out
 

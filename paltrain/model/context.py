@@ -63,9 +63,7 @@ class PackedContext:
             k = torch.cat([k, *(audio_k for audio_k, _ in audio)])
             v = torch.cat([v, *(audio_v for _, audio_v in audio)])
         if self.cache is not None:
-            self.cache.fill(
-                module.layer_idx, k[plan.path_index], v[plan.path_index], plan.path_lengths
-            )
+            self.cache.fill(module.layer_idx, *plan.of_paths(k, v))
         if plan.key_index is not None:
             k, v = (x.index_select(0, plan.key_index) for x in (k, v))
         out = plan.segments.attend(q, k, v, scale=scale, backend=self.backend)

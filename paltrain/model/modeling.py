@@ -58,11 +58,9 @@ from paltrain.model.streams import AudioStream, check_features
 
 @dataclass
 class PalOutput:
-    """loss_sum: scalar float32, the weighted sum of cross-entropies. n_targets: the sum of
-    weights."""
+    """loss_sum: scalar float32, the weighted sum of cross-entropies."""
 
     loss_sum: Tensor
-    n_targets: float
 
 
 class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
@@ -167,7 +165,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             return self._decode(input_ids, past_key_values)
         logits = self._run(batch, self.layout(batch), batch.target_rows)
         losses = F.cross_entropy(logits.float(), batch.target_ids, reduction="none")
-        return PalOutput((losses * batch.target_weights).sum(), float(batch.target_weights.sum()))
+        return PalOutput((losses * batch.target_weights).sum())
 
     def text_logits(self, batch: Batch) -> Tensor:
         """(T, V): the logits at every text token."""
@@ -204,7 +202,7 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             position_ids=torch.from_numpy(layout.row_positions).to(embeddings.device)[None],
             use_cache=False,
             logits_to_keep=torch.from_numpy(layout.text_rows).to(text_tokens.device)[text_tokens],
-            pal=self._context(layout, audio, cache),
+            pal=self._context(layout, audio, cache, embeddings.device),
         )
         logits: Tensor = out.logits[0]
         return logits
@@ -222,15 +220,20 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         return rows_RD.index_select(0, torch.from_numpy(order).to(text.device))[None]
 
     def _context(
-        self, layout: Layout, audio: Mapping[str, Tensor], cache: ConversationCache | None
+        self,
+        layout: Layout,
+        audio: Mapping[str, Tensor],
+        cache: ConversationCache | None,
+        device: torch.device,
     ) -> PackedContext:
-        device = self.llm.get_input_embeddings().weight.device
         n_keys = {name: len(states) for name, states in audio.items()}
         decoder = self.llm.get_decoder()
         return PackedContext(
             streams_at=self._streams_at,
             plans={
-                names: DevicePlan.of(layout.attention_plan(names, n_keys), device)
+                names: DevicePlan.of(
+                    layout.attention_plan(names, n_keys), device, for_cache=cache is not None
+                )
                 for names in set(self._streams_at)
             },
             audio={
@@ -241,7 +244,9 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             keys_and_values=self._keys_and_values,
             blocks=self._blocks_at(),
             cross={
-                stream.name: stream.cross_audio(audio[stream.name], layout)
+                stream.name: stream.cross_audio(
+                    audio[stream.name], layout, for_cache=cache is not None
+                )
                 for stream in self._audio_streams("xattn")
             },
             span=int(layout.end_positions.max(initial=0)),
@@ -320,6 +325,11 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         layout = self.layout(prompts)
         end = layout.end_positions[prompts.leaves]
         check_room(end + 1, self.config.n_positions)
+        if not layout.n_rows:
+            raise ModelError(
+                "every prompt is a single text token: one of the batch must have two, or an audio "
+                "token among its text (PLITS); begin with the template's, or a start token"
+            )
         cache = ConversationCache(
             self.config.llm_config.num_hidden_layers,
             torch.from_numpy(end).to(prompts.token_ids.device),

@@ -221,7 +221,7 @@ def _build(name: str, stamp: Mapping[str, Any]) -> AudioEncoder:
             f"those of '{stamp['encoder'].get('path')}' here are {here}: name the same weights in "
             f"encoder_paths={{'{name}': FOLDER}}"
         )
-    return encoder
+    return encoder.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 AutoProcessor.register(PalConfig, PalProcessor, exist_ok=True)

@@ -48,16 +48,18 @@ class Segments:
 @dataclass(frozen=True)
 class DevicePlan:
     """An `AttentionPlan` whose indices are on the device. path_lengths: (B,) keys of every whole
-    conversation."""
+    conversation. What only a cache asks for (path_index, path_lengths) is None without one."""
 
     segments: Segments
     key_index: Tensor | None
     row_index: Tensor | None
-    path_index: Tensor
-    path_lengths: Tensor
+    path_index: Tensor | None
+    path_lengths: Tensor | None
 
     @classmethod
-    def of(cls, plan: AttentionPlan, device: torch.device) -> DevicePlan:
+    def of(
+        cls, plan: AttentionPlan, device: torch.device, *, for_cache: bool = False
+    ) -> DevicePlan:
         def put(array: Any) -> Tensor:
             return torch.from_numpy(array).to(device, non_blocking=True)
 
@@ -68,6 +70,12 @@ class DevicePlan:
             segments,
             key_index=None if plan.key_index is None else put(plan.key_index),
             row_index=None if plan.row_index is None else put(plan.row_index),
-            path_index=put(plan.path_index),
-            path_lengths=put(plan.cu_path).diff(),
+            path_index=put(plan.path_index) if for_cache else None,
+            path_lengths=put(plan.cu_path).diff() if for_cache else None,
         )
+
+    def of_paths(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What a cache takes: the keys and values of every whole conversation, and how many."""
+        assert self.path_index is not None
+        assert self.path_lengths is not None
+        return k[self.path_index], v[self.path_index], self.path_lengths

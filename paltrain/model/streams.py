@@ -69,13 +69,14 @@ class AudioStream(nn.Module):
         cos, sin = rotary(states_AD, torch.from_numpy(positions).to(states_AD.device)[None])
         return AudioStates(states_AD, (cos, sin), dict(self.layer_projections.items()))
 
-    def cross_audio(self, states_AD: Tensor, layout: Layout) -> CrossAudio:
-        """What the blocks need of this stream by cross-attention."""
+    def cross_audio(self, states_AD: Tensor, layout: Layout, *, for_cache: bool) -> CrossAudio:
+        """What the blocks need of this stream by cross-attention. for_cache: whether one is
+        filled."""
         positions = layout.positions_in_clip(self.name)
         if len(positions) < len(states_AD):  # the dummy of a stream without audio
             positions = np.arange(len(states_AD))
         table = sinusoids(int(positions.max()) + 1, states_AD.shape[1], states_AD)
-        plan = DevicePlan.of(layout.cross_plan(self.name), states_AD.device)
+        plan = DevicePlan.of(layout.cross_plan(self.name), states_AD.device, for_cache=for_cache)
         index = torch.from_numpy(positions).to(states_AD.device)
         return CrossAudio(states_AD, table.index_select(0, index), plan)
 

@@ -106,8 +106,7 @@ class CrossAudio:
             k, v = block.keys_and_values(states, self.positions)
             if cache_as is not None:
                 cache, name = cache_as
-                index = self.plan.path_index
-                cache.fill_cross(name, k[index], v[index], self.plan.path_lengths)
+                cache.fill_cross(name, *self.plan.of_paths(k, v))
             return self._hear(rows, block, k, v, backend=backend)
 
         if block.gradient_checkpointing and block.training:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from paltrain.batch import Batch, PackedFeatures
 from paltrain.errors import ModelError
-from tests.model.conftest import mixed_batch, pal, stream, tiny_llm
+from tests.model.conftest import Forest, mixed_batch, pal, stream, tiny_llm
 from tests.model.forms import FORMS, model_of, streams_of
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 5, "pad_token_id": 0}
@@ -153,6 +153,20 @@ def test_an_answer_ends_at_the_last_position_and_a_longer_prompt_is_refused(form
     model.config.llm_config.max_position_embeddings = n_positions - 2
     with pytest.raises(ModelError, match=rf"takes {n_positions - 1} pos.* {n_positions - 2} "):
         model.generate(batch, **options)
+
+
+@pytest.mark.parametrize("form", ["lal", "plits"])
+def test_prompts_of_one_token_are_answered_behind_audio_rows_and_refused_without(form: str) -> None:
+    model, forest = model_of(form), Forest()
+    forest.text(1, forest.clip(4, -1))
+    batch, options = forest.build(), {**OPTIONS, "do_sample": False, "eos_token_id": None}
+    if form == "plits":
+        assert model.generate(batch, **options).shape == (1, 5)
+    else:
+        with pytest.raises(ModelError, match="every prompt is a single text token"):
+            model.generate(batch, **options)
+    forest.text(3)
+    assert model.generate(forest.build(), **options).shape == (2, 5)
 
 
 def test_answers_end_before_their_end_token() -> None:

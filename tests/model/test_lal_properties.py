@@ -374,12 +374,16 @@ def test_bf16_kernels_on_cuda_follow_the_float32_reference(
     llm = tiny_llm(family, hidden_size=128, head_dim=64, num_attention_heads=2)
     batch = mixed_batch(streams_of(form)).to("cuda")
     reference = pal_of(llm, FORMS[form] | {"attention_backend": "sdpa"}).to("cuda").float()
-    ours = copy.deepcopy(reference).to(torch.bfloat16)
+    ours = copy.deepcopy(reference)
+    for parameter in ours.parameters():  # buffers, RoPE's frequencies among them, stay as they are
+        parameter.data = parameter.data.to(torch.bfloat16)
     ours.config.attention_backend = backend
     expected, loss = (model(batch).loss_sum for model in (reference, ours))
     torch.testing.assert_close(loss, expected, rtol=3e-2, atol=3e-2)
     expected.backward()
     loss.backward()
+    # Beside a large gradient the rounding of a small one, a gate's sum that cancels, says nothing.
+    least = 0.02 * torch.stack([p.grad.norm() for p in reference.parameters()]).norm()
     for (name, theirs), mine in zip(reference.named_parameters(), ours.parameters(), strict=True):
-        error = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm().clamp(min=1e-3)
+        error = (mine.grad.float() - theirs.grad).norm() / theirs.grad.norm().clamp(min=least)
         assert error < 0.15, (name, float(error))

@@ -50,5 +50,6 @@ def rotated(layer: Any, k_AKH: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Keys at their positions, by the function that the layer's own modelling file uses."""
     modelling = import_module(type(layer.self_attn).__module__)
     k_1KAH = k_AKH.transpose(0, 1)[None]
-    out: Tensor = modelling.apply_rotary_pos_emb(k_1KAH, k_1KAH, *rope)[1]
+    queries = k_1KAH[:, :1]  # audio has none, and the function wants some
+    out: Tensor = modelling.apply_rotary_pos_emb(queries, k_1KAH, *rope)[1]
     return out[0].transpose(0, 1)
