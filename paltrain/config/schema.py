@@ -1,7 +1,7 @@
 """What can be configured, what each key means, and its default.
 
-Only builders read these objects (run, build, loader, engine, stages, cluster, tools); everything
-else takes plain arguments. `omegaconf.MISSING` marks what a user must say.
+Only builders read these objects (`ARCHITECTURE.md` names them); everything else takes plain
+arguments. `omegaconf.MISSING` marks what a user must say.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class OptimizerConfig:
 class EngineConfig:
     name: str = "deepspeed"
     zero_stage: int = 3
-    param_persistence_threshold: int = 0  # ZeRO-3 leaves smaller parameters unpartitioned
+    param_persistence_threshold: int = 100_000  # ZeRO-3 leaves smaller parameters whole (elements)
     deterministic: bool = False
     timeout_s: float = 1800.0  # a collective that waits longer means that a rank is lost
     max_nonfinite_steps: int = 10  # skipped and counted; beyond that the run stops

@@ -64,7 +64,7 @@ def write_config(folder: Path, **changes: dict[str, Any]) -> Path:
         },
         "stage": {"steps": 80},
         "optimizer": {"lr": 3e-3, "warmup_steps": 5},
-        "engine": {"timeout_s": 60.0},
+        "engine": {"timeout_s": 60.0, "param_persistence_threshold": 0},
         "checkpoint": {"every_steps": 25},
         "launch": {"processes_per_node": 2, "threads_per_process": 1},
     }
