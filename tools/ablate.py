@@ -9,8 +9,8 @@ A trial is an arm, a value of each axis and a seed. Its runs lie in ROOT/NAME/TR
 they said in log.txt. What `prepare` names is made first; trials then run here, `parallel` at a
 time, in a line each. One that fails stops no other: it is named at the end, and the exit code is 1.
 The same command again skips what is done and goes on with the rest. At the end all arms' steps are
-timed on the same questions (tools/bench.py forms) and REPORT.md and REPORT.json are written. --list
-and --table start nothing; --list writes nothing either.
+timed on the same questions (tools/bench.py forms), and the table goes to `report`.md and .json
+(default ROOT/NAME/report). --list and --table start nothing; --list writes nothing either.
 
 On a cluster `tools/launch.py --cluster NAME CONFIG` makes it a job array: each of
 launch.array_tasks tasks runs a slice of the trials on one node's share, and a merge writes the
@@ -24,6 +24,7 @@ shows a trial in several lines, each of them starts from what the one before has
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command_of(arguments: argparse.Namespace) -> str:
     """What a reader of the table gives to make it again."""
     words = [word for word in arguments.words if not word.startswith("slice=")]
-    return " ".join(["python tools/ablate.py", *words])
+    return shlex.join(["python", "tools/ablate.py", *words])
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

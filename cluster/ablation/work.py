@@ -99,7 +99,7 @@ class Work:
         return self.write_table()
 
     def write_table(self) -> int:
-        """REPORT.md and REPORT.json of what is there.
+        """The table of what is there, in `report`.md and .json (default ROOT/NAME/report).
 
         Raises:
             IncompleteError: nothing is.
@@ -146,7 +146,7 @@ class Work:
         config = self.plan.folder / "measured.yaml"
         save_config(self._named(), config)
         command = [*tool(BENCH), "forms", "--ablation", str(config), "--json", str(out)]
-        print(f"timing a step of each of {len(measured)} arms: {out}", flush=True)
+        print(f"timing a step of each of {len(measured)} rows: {out}", flush=True)
         with out.with_suffix(".log").open("wb") as log:
             code = children.run(command, log)
         if code:

@@ -1,4 +1,4 @@
-"""An ablation's report: REPORT.md for people, REPORT.json with every seed's figures.
+"""An ablation's report: `report`.md for people, `report`.json with every seed's figures.
 
 The same results give the same text: no dates, nothing of the machine that writes it.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from paltrain.ablation.results import Costs, Results, Row, Share
+from paltrain.ablation.results import Results, Row, Share
 from paltrain.ablation.sentences import rule, sentences
 from paltrain.eval.table import ABSENT, ScoreTable, percent
 from paltrain.files import write_atomically, write_json
@@ -82,7 +82,6 @@ def figures(results: Results, *, title: str, caption: str, command: str) -> dict
         "questions": dict(results.n_questions),
         "chance": dict(results.chance),
         "rows": [_row_figures(row) for row in results.rows],
-        "accuracy_and_cost": [_point(row) for row in results.rows],
         "rule": rule(results),
         "expect": dict(results.expect),
         "sentences": sentences(results),
@@ -161,17 +160,6 @@ def _share_figures(share: Share) -> dict[str, Any]:
     return {
         "mean": share.mean, "std": share.std, "by_seed": by_seed, "n_answers": share.n_answers
     }  # fmt: skip
-
-
-def _point(row: Row) -> dict[str, Any]:
-    costs: Costs = row.costs
-    return {
-        "name": row.variant.name,
-        "accuracy_mean": row.mean,
-        "step_time_s": costs.step_time_s,
-        "memory_mib": costs.memory_mib,
-        "n_trained": costs.n_trained,
-    }
 
 
 def _share(share: Share | None) -> str:
