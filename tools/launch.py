@@ -5,9 +5,9 @@
     python tools/launch.py --nodes 8 --cluster leonardo --dry-run configs/pal_stage1.yaml
     python tools/launch.py --cluster slurm features.yaml stage1.yaml stage2.yaml evaluate.yaml
 
-A CONFIG is a training run, features to compute (it says `encoders`), or an evaluation (it says
-`runs`). On a cluster the whole chain is submitted at once, each job waiting for the one before;
-features and evaluations become job arrays with launch.array_tasks=N. The same command again goes on
+A CONFIG is a training run, features (it says `encoders`), an evaluation (`runs`) or an ablation
+(`arms`). On a cluster the whole chain is submitted at once, each job waiting for the one before;
+all but training runs become job arrays with launch.array_tasks=N. The same command again goes on
 where things stand; a finished run is left alone, a queued job is kept. key=value applies to every
 CONFIG that knows the key.
 """
