@@ -135,10 +135,11 @@ def build_arms(
                 "layers": "all",
                 "layer_projection": "shared",
             }
-            llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            model = PalModel.from_llm(
-                llm, streams={STREAM: spec}, dtype=dtype, attention_backend=backend
-            ).to(device)
+            with device:  # so that its weights are drawn there
+                llm = AutoModelForCausalLM.from_config(config, dtype=dtype)
+                model = PalModel.from_llm(
+                    llm, streams={STREAM: spec}, dtype=dtype, attention_backend=backend
+                )
             arms.append(Arm(name, model, _packed_step(model, batch)))
     for arm in arms:
         arm.step()
@@ -184,9 +185,10 @@ def _plain_arm(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Arm:
-    llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    joined = build_connector(connector, width=work.width, model_width=config.hidden_size)
-    model = PlainPlits(llm, joined.to(dtype)).to(device)
+    with device:
+        llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        joined = build_connector(connector, width=work.width, model_width=config.hidden_size)
+    model = PlainPlits(llm, joined.to(dtype))
     ids = batch.token_ids.view(work.n_conversations, work.n_text)
     features = batch.features[STREAM]
 
