@@ -29,6 +29,7 @@ import yaml
 from paltrain.ablation.knowledge import Known, Place, best_of, place_of
 from paltrain.ablation.names import slug
 from paltrain.config.load import load_config, to_yaml
+from paltrain.config.report import COMMAND_LINE
 from paltrain.config.schema import AblationConfig, ArmConfig, EvalConfig, TrainConfig
 from paltrain.errors import ConfigError
 from paltrain.run_folder import RunFolder
@@ -177,9 +178,21 @@ class _Planner:
             try:
                 self._read[key] = load_config(TrainConfig, [path], list(words))
             except ConfigError as error:
-                with_words = f" with {' '.join(words)}" if words else ""
-                self._fault(f"arms.{arm}.stages: {path}{with_words}: {error}")
+                for line in _faults_of(error):
+                    self._fault(self._named(line, path, arm, words))
         return self._read[key]
+
+    def _named(self, line: str, path: str, arm: str, words: Sequence[str]) -> str:
+        """A fault of a stage with `words`, named after what says it in the ablation's file."""
+        source, key, sentence = (*line.split(": ", 2), "", "")[:3]
+        said = next((w for w in reversed(words) if _is_below(key, w.partition("=")[0])), None)
+        if source != COMMAND_LINE or said is None:
+            with_words = f" with {' '.join(words)}" if words else ""
+            return f"arms.{arm}.stages: {path}{with_words}: {line.removeprefix(f'{path}: ')}"
+        if said.partition("=")[0] in self.config.axes:
+            return f"axes.{key}: {sentence}"
+        where = f"arms.{arm}.set" if said in self.config.arms[arm].set else "set"
+        return f"{where}: '{said}': {key}: {sentence}"
 
     def _places(self, name: str, arm: ArmConfig) -> dict[str, Place]:
         """How an arm knows each axis; what is wrong with its stages and `set` words is noted."""
@@ -268,10 +281,13 @@ class _Planner:
         for trial in trials:
             other = owners.setdefault(trial.name, trial)
             if other is not trial:
+                remedy = "rename an arm"
+                if trial.variant.arm == other.variant.arm:
+                    remedy = "give the axes values that differ in letters, digits, '.', '_' or '-'"
                 self._fault(
                     f"two trials share the folder {trial.folder}: arms.{other.variant.arm} with "
                     f"{dict(other.variant.values)} and arms.{trial.variant.arm} with "
-                    f"{dict(trial.variant.values)}: rename an arm"
+                    f"{dict(trial.variant.values)}: {remedy}"
                 )
 
     def _fault(self, sentence: str) -> None:
@@ -281,6 +297,17 @@ class _Planner:
     def _raise_if_any(self) -> None:
         if self.faults:
             raise ConfigError("the ablation cannot be run:\n  " + "\n  ".join(self.faults))
+
+
+def _faults_of(error: ConfigError) -> list[str]:
+    """The faults of a configuration that could not be loaded, a line each."""
+    first, *lines = str(error).split("\n  ")
+    return lines or [first]
+
+
+def _is_below(key: str, other: str) -> bool:
+    """Whether a dotted key is `other`, or below it."""
+    return f"{key}.".startswith(f"{other}.")
 
 
 def _below(stages: Sequence[TrainConfig], folder: Path, seed: int) -> tuple[TrainConfig, ...]:

@@ -20,6 +20,7 @@ from paltrain.config.load import load_config
 from paltrain.config.schema import AblationConfig, TrainConfig
 from paltrain.errors import ConfigError
 from tests.ablation.material import call, save, stages_of, write_ablation
+from tools.ablate import command_of, parse
 
 LAYERS = "model.streams.logmel.layers"
 
@@ -158,7 +159,11 @@ def arm(world: Path, **changes: Any) -> dict[str, Any]:
     [
         ({"arms": {}}, "arms: must not be empty"),
         ({"arms": {"plits": {"stages": []}}}, "arms.plits.stages: must not be empty"),
-        ({"arms": {"plits": {"stages": ["gone.yaml"]}}}, "there is no file gone.yaml"),
+        (
+            {"arms": {"plits": {"stages": ["gone.yaml"]}}},
+            "\n  arms.plits.stages: gone.yaml: there is no file gone.yaml",
+        ),
+        ({"set": ["optimizer.lr=0"]}, "\n  set: 'optimizer.lr=0': optimizer.lr: must be a"),
         ({"arms": {"a/b": {"stages": ["x.yaml"]}}, "baseline_arm": None}, "names folders"),
         ({"evaluate": "gone.yaml"}, "evaluate: "),
         ({"seeds": []}, "seeds: must not be empty"),
@@ -200,7 +205,7 @@ def test_bad_input_is_one_clear_error(world, changes, said):
         (["model.streams.mel.route=lal"], "arm plits has no stream 'mel'"),
         (["run.seed=3"], "the ablation's own"),
         (["optimizer.lr"], "must be key=value"),
-        (["optimizer.lr=fast"], "optimizer.lr=fast"),
+        (["optimizer.lr=fast"], "arms.plits.set: 'optimizer.lr=fast': optimizer.lr: must be"),
     ],
 )
 def test_a_bad_set_word_is_named_with_its_arm(world, words, said):
@@ -225,6 +230,22 @@ def test_arms_whose_trials_would_share_a_folder_are_refused(world):
             axes={LAYERS: ["all"]},
             baseline_arm=None,
         )
+    with pytest.raises(ConfigError, match=r"share the folder .*: give the axes values that differ"):
+        planned(world, axes={"data.cache_dir": ["/a b", "/a,b"]})
+
+
+def test_a_bad_value_of_an_axis_is_told_once_by_its_axis(world):
+    axes = {"optimizer.lr": ["fast", 0.5], "stage.steps": [4, 5], LAYERS: ["all", [0, 0]]}
+    with pytest.raises(ConfigError) as caught:
+        planned(world, axes=axes)
+    lr, layers = str(caught.value).splitlines()[1:]
+    assert lr == "  axes.optimizer.lr: must be a number, is 'fast'"
+    assert layers.startswith(f"  axes.{LAYERS}: must be all, ")
+
+
+def test_the_command_of_a_table_can_be_pasted():
+    words = ["my config.yaml", "seeds=[0,1]", "slice=0/2"]
+    assert command_of(parse(words)) == "python tools/ablate.py 'my config.yaml' 'seeds=[0,1]'"
 
 
 def test_all_faults_are_told_at_once_before_anything_is_written(world):
