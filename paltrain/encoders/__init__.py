@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
-from inspect import BoundArguments, signature
+from inspect import BoundArguments, Parameter, signature
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
@@ -68,7 +68,7 @@ def encoder_facts(
 ) -> Facts:
     """What `build_encoder` of the same arguments will be. Needs no torch, and reads no weights.
 
-    files: the JSON files of its folder, by name.
+    files: reads a JSON file of its folder, by name.
 
     Raises:
         ConfigError: there is no such type, or it does not take these options.
@@ -127,6 +127,17 @@ def _arguments(
     weights = {"path": path, "revision": revision}
     given = {key: value for key, value in weights.items() if value is not None}
     where = f"see {_place_of(type).partition(':')[0]}"
+    if weights.keys() & options.keys():
+        raise ConfigError(
+            f"encoder '{type}': path and revision stand beside options, not in them: move them out"
+        )
+    taking = signature(described).parameters
+    valid = [name for name in taking if name not in weights]
+    takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in taking.values())
+    for name in options:
+        if name not in valid and not takes_any:
+            kind = f"option of encoder '{type}'"
+            raise ConfigError(f"{unknown_name(kind, name, valid or ['none'])}; {where}")
     try:
         taken = signature(described).bind(**given, **options)
     except TypeError as error:

@@ -42,17 +42,16 @@ class AudioInfo:
 
     duration_s: float
     sample_rate_hz: int
-    n_channels: int
 
 
 def probe(path: str | Path) -> AudioInfo:
-    """A recording's declared length and form, from its header.
+    """A recording's declared length and rate, from its header.
 
     Raises:
         AudioError: the file is missing, empty, or no audio that can be read.
     """
     info = _info(Path(path))
-    return AudioInfo(info.frames / info.samplerate, info.samplerate, info.channels)
+    return AudioInfo(info.frames / info.samplerate, info.samplerate)
 
 
 def load_audio(path: str | Path, *, sample_rate_hz: int) -> Waveform:

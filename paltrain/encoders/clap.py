@@ -5,8 +5,9 @@
 
 CLAP hears windows of 10 s at 48 kHz. What is shorter is repeated and padded as CLAP was trained,
 and its frames are trimmed to whole steps (312.5 ms) of its duration. Where no clip of a batch is
-longer than a window, the feature extractor of `transformers` calls a random one so, for models with
-fusion; here none ever is, so features depend neither on chance nor on the batch.
+longer than a window, the feature extractor of `transformers` marks a random clip as longer than a
+window, for models with fusion; here none ever is, so features depend neither on chance nor on the
+batch.
 
 HTSAT folds a spectrogram of 1024 x 64 into a square, four stretches of time one above the other;
 `transformers` unfolds its last map to (batch, width, frequency, time), time growing through all.

@@ -72,7 +72,7 @@ def pooled_rate_hz(encoder: AudioEncoder | Facts, pool: int) -> float:
         if abs(per_window / pool - round(per_window / pool)) > WHOLE:
             fitting = [str(n) for n in range(2, MOST_POOL + 1) if round(per_window) % n == 0]
             raise ConfigError(
-                f"pool={pool} must divide the encoder's {per_window:g} frames a window of "
+                f"pool={pool} must divide the encoder's {per_window:g} time steps a window of "
                 f"{encoder.window_s:g} s: choose {' or '.join(fitting) or 'another encoder'}, or "
                 "leave it out"
             )

@@ -174,7 +174,7 @@ def test_pooled_frames_are_means_of_neighbours(whisper_folder: Path, pool: int) 
 
 
 def test_a_pool_that_does_not_divide_a_window_is_refused(whisper_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 100 frames a window"):
+    with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 100 time steps"):
         build_encoder("whisper", path=str(whisper_folder), pool=3)
 
 
@@ -204,8 +204,12 @@ def test_an_encoder_is_rebuilt_from_its_provenance(whisper_folder: Path) -> None
 def test_what_cannot_be_built_says_what_can(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown encoder type 'wisper'.*did you mean 'whisper'"):
         build_encoder("wisper")
-    with pytest.raises(ConfigError, match="encoder 'logmel': .*'mels'"):
+    fault = "unknown option of encoder 'logmel' 'mels' .did you mean 'n_mels'.*; valid: .*f_min_hz"
+    with pytest.raises(ConfigError, match=fault):
         build_encoder("logmel", options={"mels": 3})
+    for beside in ("path", "revision"):
+        with pytest.raises(ConfigError, match="path and revision stand beside options, not in"):
+            build_encoder("whisper", path="a", options={beside: "b"})
     with pytest.raises(ConfigError, match="'logmel': options.n_mels is '80': .* valid integer"):
         build_encoder("logmel", options={"n_mels": "80"})
     with pytest.raises(ConfigError, match="0 < f_min_hz < f_max_hz <= 8000, not 20"):

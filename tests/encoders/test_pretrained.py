@@ -170,7 +170,7 @@ def test_the_released_ast_has_1212_tokens_a_window_of_ten_seconds(tmp_path: Path
     assert (encoder.frame_rate_hz, encoder.tokens_per_step) == (120, 12)
     assert encoder.window_s == pytest.approx(10.1)
     assert len(encoder.encode([np.zeros(161_600, np.float32)])[0]) == 1212
-    with pytest.raises(ConfigError, match="pool=2 must divide the encoder's 101 frames a window"):
+    with pytest.raises(ConfigError, match="pool=2 must divide the encoder's 101 time steps"):
         build_encoder("transformers", path=str(tmp_path), pool=2)
 
 

@@ -276,5 +276,5 @@ def test_what_cannot_be_an_sslam_says_why(tmp_path: Path) -> None:
         build_encoder("sslam", options={"random_seed": 1, "width": 10, "n_heads": 5})
     with pytest.raises(ConfigError, match="encoder 'sslam': .*'patch'"):
         build_encoder("sslam", options={"patch": 8})
-    with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 64 frames a window"):
+    with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 64 time steps"):
         build_encoder("sslam", options={**SIZES, "random_seed": 1}, pool=3)
