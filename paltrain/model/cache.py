@@ -10,58 +10,75 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from paltrain.batch import IntArray
+
 
 class ConversationLayer(CacheLayerMixin):  # type: ignore[misc]
-    """One layer's keys and values: (B, K, longest, H), of which row b holds `lengths[b]`."""
+    """One layer's keys and values: (B, K, longest, H), of which row b holds `lengths[b]`.
+
+    lengths: (B,) int64, on the host, so that a step need not wait for the device to know them.
+    """
 
     is_sliding = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self.lengths: IntArray = np.zeros(0, np.int64)
+
+    @property
+    def longest(self) -> int:
+        """Keys of the longest row."""
+        return int(self.lengths.max(initial=0))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
 
-    def fill(self, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+    def fill(self, k: Tensor, v: Tensor, lengths: IntArray) -> None:
         """Take packed keys and values (sum of lengths, K, H) of B conversations, lengths (B,)."""
         runs = lengths.tolist()
         self.keys, self.values = (
             torch.nn.utils.rnn.pad_sequence(list(x.split(runs)), batch_first=True).transpose(1, 2)
             for x in (k, v)
         )
-        self.lengths = lengths.to(torch.int64)
+        self.lengths = lengths
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Append one token a row: (B, K, 1, H)."""
-        if int(self.lengths.max()) == self.keys.shape[2]:
+        if self.longest == self.keys.shape[2]:
             self.keys, self.values = (_grown(x) for x in (self.keys, self.values))
-        rows = torch.arange(len(self.lengths), device=self.keys.device)
-        self.keys[rows, :, self.lengths] = key_states[:, :, 0]
-        self.values[rows, :, self.lengths] = value_states[:, :, 0]
+        rows, ends = self._put(np.arange(len(self.lengths))), self._put(self.lengths)
+        self.keys[rows, :, ends] = key_states[:, :, 0]
+        self.values[rows, :, ends] = value_states[:, :, 0]
         self.lengths = self.lengths + 1
         return self.keys, self.values
 
-    def packed(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def packed(self, rows: IntArray | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The keys and values of all (or those) rows end to end, (S, K, H), and their running total
         of lengths, (B + 1,) int32."""
-        keys, values, lengths = self.keys, self.values, self.lengths
-        if rows is not None:
-            keys, values, lengths = keys[rows], values[rows], lengths[rows]
-        is_key = torch.arange(keys.shape[2], device=keys.device) < lengths[:, None]
-        k, v = (x.transpose(1, 2)[is_key].contiguous() for x in (keys, values))
-        zero = lengths.new_zeros(1, dtype=torch.int32)
-        return k, v, torch.cat([zero, lengths.cumsum(0, dtype=torch.int32)])
+        rows = np.arange(len(self.lengths)) if rows is None else rows
+        lengths = self.lengths[rows]
+        is_key = torch.arange(self.keys.shape[2], device=self.keys.device)
+        is_key = is_key < self._put(lengths)[:, None]
+        n_keys = int(lengths.sum())
+        of, place = torch.nonzero_static(is_key, size=n_keys).unbind(1)
+        of = self._put(rows).index_select(0, of)
+        k, v = (x.transpose(1, 2)[of, place] for x in (self.keys, self.values))
+        return k, v, self._put(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
+
+    def _put(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.keys.device, non_blocking=True)
 
     def get_seq_length(self) -> int:
-        return int(self.lengths.max()) if len(self.lengths) else 0
+        return self.longest
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
@@ -76,7 +93,7 @@ class ConversationLayer(CacheLayerMixin):  # type: ignore[misc]
         """Keep `rows` (a repeated one becomes two conversations)."""
         rows = rows.to(self.keys.device)
         self.keys, self.values = self.keys[rows], self.values[rows]
-        self.lengths = self.lengths[rows]
+        self.lengths = self.lengths[rows.cpu().numpy()]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.select(beam_idx)
@@ -100,12 +117,12 @@ class ConversationCache(Cache):  # type: ignore[misc]
         self.next_positions = next_positions
         self.cross: dict[str, ConversationLayer] = {}
 
-    def fill_cross(self, name: str, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+    def fill_cross(self, name: str, k: Tensor, v: Tensor, lengths: IntArray) -> None:
         """Take the audio keys and values of B conversations for one block, as `fill` does."""
         self.cross[name] = ConversationLayer()
         self.cross[name].fill(k, v, lengths)
 
-    def fill(self, layer: int, k: Tensor, v: Tensor, lengths: Tensor) -> None:
+    def fill(self, layer: int, k: Tensor, v: Tensor, lengths: IntArray) -> None:
         self.layers[layer].fill(k, v, lengths)
 
     def advance(self) -> None:

@@ -98,7 +98,7 @@ class DecodeContext:
         """q: (B, N, 1, H); k, v: (B, K, longest, H), the cache's rows. Returns (B, 1, N, H)."""
         layer = self.cache.layers[module.layer_idx]
         k, v, cu_seqlens_k = layer.packed()
-        segments = Segments.one_query_each(cu_seqlens_k, int(layer.lengths.max()))
+        segments = Segments.one_query_each(cu_seqlens_k, layer.longest)
         out = segments.attend(q[:, :, 0], k, v, scale=scale, backend=self.backend)
         return out[:, None]
 

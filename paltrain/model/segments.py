@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from paltrain.batch import IntArray
 from paltrain.model.attention import varlen_attention
 from paltrain.model.layout import AttentionPlan
 
@@ -48,13 +50,14 @@ class Segments:
 @dataclass(frozen=True)
 class DevicePlan:
     """An `AttentionPlan` whose indices are on the device. path_lengths: (B,) keys of every whole
-    conversation. What only a cache asks for (path_index, path_lengths) is None without one."""
+    conversation, on the host. What only a cache asks for, these and path_index, is None without
+    one."""
 
     segments: Segments
     key_index: Tensor | None
     row_index: Tensor | None
     path_index: Tensor | None
-    path_lengths: Tensor | None
+    path_lengths: IntArray | None
 
     @classmethod
     def of(
@@ -71,10 +74,10 @@ class DevicePlan:
             key_index=None if plan.key_index is None else put(plan.key_index),
             row_index=None if plan.row_index is None else put(plan.row_index),
             path_index=put(plan.path_index) if for_cache else None,
-            path_lengths=put(plan.cu_path).diff() if for_cache else None,
+            path_lengths=np.diff(plan.cu_path).astype(np.int64) if for_cache else None,
         )
 
-    def of_paths(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def of_paths(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, IntArray]:
         """What a cache takes: the keys and values of every whole conversation, and how many."""
         assert self.path_index is not None
         assert self.path_lengths is not None

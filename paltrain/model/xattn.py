@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -139,13 +140,14 @@ def heard_from_cache(
 ) -> Tensor:
     """One more token (B, D) of each cached conversation after the block."""
     layer = cache.cross[name]
-    hears = (layer.lengths > 0).nonzero()[:, 0]
-    if not len(hears):
+    hearing = np.flatnonzero(layer.lengths)
+    if not len(hearing):
         return rows_BD
-    k, v, cu_seqlens_k = layer.packed(hears)
-    segments = Segments.one_query_each(cu_seqlens_k, int(layer.lengths.max()))
-    out = block(rows_BD.index_select(0, hears), k, v, segments, backend=backend)
-    return rows_BD.index_copy(0, hears, out)
+    k, v, cu_seqlens_k = layer.packed(hearing)
+    segments = Segments.one_query_each(cu_seqlens_k, layer.longest)
+    index = torch.from_numpy(hearing).to(rows_BD.device)
+    out = block(rows_BD.index_select(0, index), k, v, segments, backend=backend)
+    return rows_BD.index_copy(0, index, out)
 
 
 class CrossContext(Protocol):
