@@ -1,1 +1,2 @@
-"""The audio-LLM: packed attention, LAL inside unmodified `transformers` decoders, and PLITS."""
+"""The audio-LLM: audio by LAL, PLITS or gated cross-attention in unmodified `transformers`
+decoders."""

@@ -35,8 +35,8 @@ def add(llm: nn.Module, lora: Mapping[str, Any]) -> None:
     }
     if unknown := [name for name in targets if name not in linear]:
         raise ModelError(
-            f"lora.target_modules names {', '.join(unknown)}, which the LLM's layers have not; "
-            f"they have {', '.join(sorted(linear))}"
+            f"model.lora.target_modules names {', '.join(unknown)}, which the LLM's layers have "
+            f"not: choose among these: {', '.join(sorted(linear))}"
         )
     config = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=targets)
     inject_adapter_in_model(config, llm)

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from paltrain.model.template import ChatTemplate
 
 
-def build_tokenizer(
-    config: TrainConfig, *, init_folder: Path | None = None, texts: Iterable[str] | None = None
-) -> Any:
-    """The run's tokenizer. texts: what a fresh one is trained on (`model.tokenizer_vocab_size`)."""
-    source = tokenizer_source(config, init_folder)
+def build_tokenizer(config: TrainConfig, *, texts: Iterable[str] | None = None) -> Any:
+    """The run's tokenizer. texts: what a fresh one is trained on (`model.tokenizer_vocab_size`).
+
+    Raises:
+        ConfigError: none is named, and none is to be trained.
+        ModelError: the one that is named cannot be loaded.
+    """
+    source = tokenizer_source(config)
     if source is not None:
         return load_tokenizer(source)
     if config.model.tokenizer_vocab_size is None or texts is None:
@@ -52,7 +55,11 @@ def tokenizer_source(config: TrainConfig, init_folder: Path | None = None) -> st
 
 
 def template_fields(config: TrainConfig) -> TemplateFields:
-    """How questions become text in this run."""
+    """How questions become text in this run.
+
+    Raises:
+        ConfigError: `template.chat_template` cannot be read.
+    """
     template, source = config.template, config.template.chat_template
     return TemplateFields(
         system=template.system,
@@ -185,7 +192,8 @@ def _read_template(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"template.chat_template: {path} cannot be read: {error.strerror}"
+            f"template.chat_template: {path} cannot be read ({error.strerror}): name a jinja file "
+            "that can be read"
         ) from error
 
 

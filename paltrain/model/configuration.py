@@ -26,7 +26,7 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
     plits_sees_lal: whether audio tokens of PLITS streams look at LAL keys.
     lora: rank, alpha and target_modules of the LLM's adapters, None without.
     attention_backend: `auto`, `flash_attn`, `torch` or `sdpa`.
-    template: the fields of `ChatTemplate` that training used.
+    template: the fields of `TemplateFields` that training used.
     stages: a plain record of each training stage, the first one first (`paltrain.train.export`);
         taken over from an LLM that this code trained.
     format: of the folder; absent it is 1.
@@ -88,7 +88,12 @@ class PalConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 def _check_format(format: Any) -> None:
-    if not isinstance(format, int) or format > MODEL_FORMAT:
+    if not isinstance(format, int):
+        raise ModelError(
+            f"the model folder's format must be a number, is {format!r}: config.json was edited; "
+            "export the model again"
+        )
+    if format > MODEL_FORMAT:
         raise ModelError(
             f"the model folder has format {format}, but this paltrain reads formats up to "
             f"{MODEL_FORMAT}: it was saved by a newer version, so update paltrain"

@@ -25,18 +25,27 @@ from paltrain.errors import ModelError, unknown_name
 from paltrain.model.audio_tokens import FIXED
 
 
-def build_connector(connector: Mapping[str, Any], *, width: int, model_width: int) -> nn.Module:
-    """connector: the fields of `ConnectorConfig`. width: W; model_width: D."""
+def build_connector(
+    connector: Mapping[str, Any], *, width: int, model_width: int, stream: str | None = None
+) -> nn.Module:
+    """connector: the fields of `ConnectorConfig`. width: W; model_width: D. stream: its name, for
+    messages.
+
+    Raises:
+        ModelError: there is no such type, or its heads do not divide the LLM's width.
+    """
     kind, hidden = connector["type"], connector.get("hidden_width") or model_width
     if kind == "mlp":
         return MlpConnector(width, model_width, hidden=hidden, frame_stack=connector["frame_stack"])
     if kind == "summary" and connector["summary_by"] == "windows":
         return WindowMeans(width, model_width, hidden=hidden, n_windows=connector["n_summary"])
+    where = "" if stream is None else f"stream '{stream}': "
     if kind not in FIXED:
-        raise ModelError(unknown_name("connector", kind, ["mlp", *FIXED]))
+        raise ModelError(where + unknown_name("connector", kind, ["mlp", *FIXED]))
     if model_width % connector["n_heads"]:
         raise ModelError(
-            f"connector.n_heads={connector['n_heads']} must divide the LLM's width {model_width}"
+            f"{where}connector.n_heads={connector['n_heads']} must divide the LLM's width "
+            f"{model_width}: choose a divisor"
         )
     return Resampler(
         width,

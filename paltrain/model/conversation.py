@@ -44,9 +44,13 @@ class Conversation:
 
         text: `<|audio|>` says where this turn's recordings stand (default: before it).
 
+        Nothing is remembered of a turn that fails.
+
         Raises:
-            AudioError: a recording cannot be read. ManifestError: placeholders and recordings
-            differ in number. Nothing is remembered of a turn that fails.
+            AudioError: a recording cannot be read.
+            ManifestError: placeholders and recordings differ in number.
+            ModelError: features are not this model's, a waveform came without its rate, or the
+                conversation is longer than the LLM knows positions.
         """
         heard = [self.processor.features(each) for each in recordings_of(audio)]
         asked = {"role": "user", "content": with_clips(text, len(heard))}

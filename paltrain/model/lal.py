@@ -82,7 +82,10 @@ def _attention(
     if dropout:
         raise ModelError(f"attention dropout is {dropout}, packed attention has none: set it to 0")
     if softcap:
-        raise ModelError(f"attention soft-capping ({softcap}) is not supported by packed attention")
+        raise ModelError(
+            f"attention soft-capping ({softcap}) is not supported by packed attention: choose an "
+            "LLM without it"
+        )
     if attention_mask is not None:
         raise ModelError("an attention mask reached packed attention, whose segments say it all")
     if sliding_window is not None and pal.longest_span() > sliding_window:

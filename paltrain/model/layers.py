@@ -21,8 +21,10 @@ def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, .
         return tuple(range(n_layers))
     if isinstance(layers, Mapping) and _are_whole(layers.values()) and layers.keys() <= KEYS:
         start, every = layers.get("start", 0), layers.get("every", 1)
-        chosen = tuple(range(start, n_layers, every)) if every >= 1 else ()
-        bad = [] if 0 <= start < n_layers and every >= 1 else list(layers.values())
+        if every < 1:
+            raise ModelError(f"stream '{stream}': layers.every must be at least 1, is {every}")
+        chosen = tuple(range(start, n_layers, every))
+        bad = [] if 0 <= start < n_layers else [start]
     elif isinstance(layers, list | tuple) and _are_whole(layers):
         chosen = tuple(sorted(set(layers)))
         bad = [layer for layer in chosen if not 0 <= layer < n_layers]
@@ -33,8 +35,7 @@ def layers_of_stream(layers: Any, *, n_layers: int, stream: str) -> tuple[int, .
         )
     if bad:
         raise ModelError(
-            f"stream '{stream}': layers name {bad}, but the LLM has layers 0 to {n_layers - 1} "
-            "(and every is at least 1)"
+            f"stream '{stream}': layers name {bad}, but the LLM has layers 0 to {n_layers - 1}"
         )
     return chosen
 

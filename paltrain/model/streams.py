@@ -36,7 +36,7 @@ class AudioStream(nn.Module):
         _check_fields(name, spec)
         self.layers = _checked_layers(name, spec, shape.n_layers)
         self.connector = build_connector(
-            spec["connector"], width=spec["width"], model_width=shape.width
+            spec["connector"], width=spec["width"], model_width=shape.width, stream=name
         )
         kind, route = spec["layer_projection"], spec["route"]
         projected = self.layers if route == "lal" and kind != "shared" else ()

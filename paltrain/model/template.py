@@ -36,7 +36,11 @@ class ChatTemplate:
     def __init__(
         self, tokenizer: Any, fields: TemplateFields | None = None, **changes: Any
     ) -> None:
-        """tokenizer: a `transformers` tokenizer. fields or changes: of `TemplateFields`."""
+        """tokenizer: a `transformers` tokenizer. fields or changes: of `TemplateFields`.
+
+        Raises:
+            ModelError: there is no chat template, or the tokenizer has no end token.
+        """
         self.tokenizer = tokenizer
         self.fields = TemplateFields(**(asdict(fields or TemplateFields()) | changes))
         self.hash = template_hash(asdict(self.fields))
@@ -45,7 +49,10 @@ class ChatTemplate:
                 "the tokenizer has no chat template: name a jinja file in template.chat_template"
             )
         if tokenizer.eos_token is None:
-            raise ModelError("the tokenizer has no end token (eos_token), which ends every answer")
+            raise ModelError(
+                "the tokenizer has no end token (eos_token), which ends every answer: set eos_token "
+                "in its tokenizer_config.json"
+            )
 
     def render(self, turns: Turns, n_clips: int) -> RenderedQuestion:
         """Turns of (instruction, answer) about `n_clips` clips; a last answer None leaves the
@@ -157,13 +164,9 @@ def _with_placeholders(turns: Turns, n_clips: int) -> list[tuple[str, str | None
         raise ManifestError(
             f"an answer contains {AUDIO_PLACEHOLDER}: clips stand in instructions only"
         )
+    _check_number(written, n_clips)
     if written == n_clips:
         return list(turns)
-    if written:
-        raise ManifestError(
-            f"the instructions have {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a "
-            "clip, or none"
-        )
     (instruction, answer), *rest = turns
     return [(_behind_clips(instruction, n_clips), answer), *rest]
 
@@ -175,12 +178,16 @@ def with_clips(instruction: str, n_clips: int) -> str:
         ManifestError: it has placeholders, and another number of them.
     """
     written = instruction.count(AUDIO_PLACEHOLDER)
+    _check_number(written, n_clips)
+    return instruction if written == n_clips else _behind_clips(instruction, n_clips)
+
+
+def _check_number(written: int, n_clips: int) -> None:
     if written not in (0, n_clips):
         raise ManifestError(
-            f"the instruction has {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a "
+            f"instructions have {written} {AUDIO_PLACEHOLDER} for {n_clips} clips: write one a "
             "clip, or none"
         )
-    return instruction if written or not n_clips else _behind_clips(instruction, n_clips)
 
 
 def _behind_clips(instruction: str, n_clips: int) -> str:

@@ -274,7 +274,7 @@ def test_what_cannot_be_an_sslam_says_why(tmp_path: Path) -> None:
         build_encoder("sslam", path="a", options={"output": "frame"})
     with pytest.raises(ConfigError, match="multiple of 4 and of n_heads, not width=10"):
         build_encoder("sslam", options={"random_seed": 1, "width": 10, "n_heads": 5})
-    with pytest.raises(ConfigError, match="encoder 'sslam': .*'patch'"):
+    with pytest.raises(ConfigError, match="option of encoder 'sslam' 'patch'.*valid: "):
         build_encoder("sslam", options={"patch": 8})
     with pytest.raises(ConfigError, match="pool=3 must divide the encoder's 64 time steps"):
         build_encoder("sslam", options={**SIZES, "random_seed": 1}, pool=3)

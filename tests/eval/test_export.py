@@ -156,7 +156,7 @@ def test_a_question_that_fails_leaves_its_recordings_to_the_next_one(
     said = capsys.readouterr()
     first, second = (line for line in said.err.splitlines() if line.startswith("error: "))
     assert f"error: {broken}" in first
-    assert "has 2 <|audio|> for 1 clips" in second
+    assert "have 2 <|audio|> for 1 clips" in second
     asked = [message["content"] for message in talk.messages if message["role"] == "user"]
     assert asked == ["<|audio|>\nWhich sound?", "And now?"]
     assert len(talk.clips) == 1

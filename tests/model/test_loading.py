@@ -116,6 +116,12 @@ def test_a_newer_format_is_refused_by_every_way_in(saved: Path) -> None:
             way_in.from_pretrained(saved)
 
 
+def test_a_format_that_is_no_number_was_edited(saved: Path) -> None:
+    edit(saved, format="two")
+    with pytest.raises(ModelError, match=r"must be a number, is 'two': config\.json was edited"):
+        PalConfig.from_pretrained(saved)
+
+
 def test_a_folder_from_before_formats_is_read(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     del config["format"], config["stages"]

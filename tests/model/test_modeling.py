@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModel, AutoModelForCausalLM
 
 from paltrain import PalConfig, PalModel
 from paltrain.errors import ModelError
+from paltrain.model.lal import ATTENTION_NAME
 from tests.model.conftest import mixed_batch, pal, stream, tiny_llm
 from tests.model.forms import FORMS, PAPER, model_of, streams_of
 
@@ -76,8 +77,14 @@ def test_adapters_for_modules_that_the_llm_lacks_are_refused() -> None:
     """The head, too, which may be tied."""
     for name in ("query_proj", "lm_head"):
         lora = {"rank": 2, "alpha": 4.0, "target_modules": [name, "v_proj"]}
-        with pytest.raises(ModelError, match=f"names {name}, which the LLM's layers have not; the"):
+        with pytest.raises(ModelError, match=f"names {name}, which .* have not: choose among"):
             pal(tiny_llm("llama"), {"a": stream("lal")}, lora=lora)
+
+
+def test_soft_capping_is_refused_with_what_to_do() -> None:
+    states, attention = torch.zeros(1, 1, 1, 1), AttentionInterface()[ATTENTION_NAME]
+    with pytest.raises(ModelError, match=r"soft-capping \(30.0\) .*: choose an LLM without it"):
+        attention(None, states, states, states, None, scaling=1.0, softcap=30.0, pal=object())
 
 
 @pytest.mark.parametrize("key", ["route", "width", "connector", "layers", "layer_projection"])
@@ -98,7 +105,7 @@ def test_layers_that_are_no_whole_numbers_are_refused(layers: object) -> None:
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     connector = {"type": "resampler", "n_latents": 4, "n_heads": 5, "n_layers": 1}
-    with pytest.raises(ModelError, match="n_heads=5 must divide .* width 32"):
+    with pytest.raises(ModelError, match="stream 'a': connector.n_heads=5 must divide .* 32"):
         pal(tiny_llm("llama"), {"a": stream("lal", connector=connector)})
 
 
@@ -156,6 +163,7 @@ def test_bfloat16_trains_and_answers_near_float32(form: str) -> None:
         ({"a": stream("lal", layers=[1, 3])}, r"layers name \[3\], but the LLM has layers 0 to 2"),
         ({"a": stream("lal", layers={"start": 5})}, r"layers name \[5\]"),
         ({"a": stream("lal", layers="some")}, "layers is 'some'; valid: all"),
+        ({"a": stream("lal", layers={"every": 0})}, "layers.every must be at least 1, is 0"),
     ],
 )
 def test_a_stream_that_cannot_be_built_is_refused(streams: dict, message: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paltrain.errors import ManifestError, ModelError
+from paltrain.config.schema import TemplateConfig, TrainConfig
+from paltrain.errors import ConfigError, ManifestError, ModelError
+from paltrain.model.build import template_fields
 from paltrain.model.template import AUDIO_PLACEHOLDER, ChatTemplate
 from paltrain.model.tokenization import load_tokenizer, tokenizer_hash, train_tokenizer
 
@@ -100,6 +102,15 @@ def test_a_tokenizer_without_a_template_is_refused_with_the_key_to_set(tokenizer
     bare.chat_template = None
     with pytest.raises(ModelError, match=r"template\.chat_template"):
         ChatTemplate(bare)
+    bare.chat_template, bare.eos_token = LLAMA_LIKE, None
+    with pytest.raises(ModelError, match=r"set eos_token in its tokenizer_config\.json"):
+        ChatTemplate(bare)
+
+
+def test_a_template_that_cannot_be_read_is_named(tmp_path) -> None:
+    config = TrainConfig(template=TemplateConfig(chat_template=str(tmp_path / "none.jinja")))
+    with pytest.raises(ConfigError, match=r"none\.jinja cannot be read .*: name a jinja file"):
+        template_fields(config)
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer) -> None:
