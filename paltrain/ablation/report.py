@@ -12,8 +12,9 @@ from typing import Any
 
 from paltrain.ablation.results import Results, Row, Share
 from paltrain.ablation.sentences import rule, sentences
-from paltrain.eval.table import ABSENT, ScoreTable, percent
+from paltrain.eval.table import ScoreTable, percent
 from paltrain.files import write_atomically, write_json
+from paltrain.markdown import ABSENT
 
 
 def write_report(

@@ -1,7 +1,7 @@
 """The table of an evaluation: tasks down, models with their controls, baseline and chance across.
 
-    task          lal_stage2        lal_stage2, deaf   average spectrum   chance
-    which_sound   93.1 (90.6-95.0)  11.0               61.2               10.4
+    task          questions   lal_stage2         lal_stage2, deaf   average spectrum   chance
+    which_sound   600         93.1 (90.8-94.9)   11.0 (8.7-13.8)    61.2               10.4
 
 Figures are percent; the brackets hold the 95 % Wilson interval. What is not there reads as a dash.
 """
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from paltrain.eval.records import EvalScores
 from paltrain.eval.tasks import TaskScore
+from paltrain.markdown import ABSENT, markdown_table
 
-ABSENT = "-"
 LOG_WIDTH = 140
 
 
@@ -29,9 +29,7 @@ class ScoreTable:
     rows: tuple[tuple[str, ...], ...]
 
     def to_markdown(self) -> str:
-        rule = ["---", *("---:" for _ in self.header[1:])]
-        lines = [self.header, rule, *self.rows]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+        return markdown_table(self.header, self.rows, of_figures=True)
 
     def print(self, console: Console | None = None, *, title: str | None = None) -> None:
         table = Table(title=title, title_justify="left", header_style="bold")

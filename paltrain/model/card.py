@@ -7,7 +7,7 @@ of every training stage) and the evaluations that it is given. No path of this m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from paltrain import __version__
+from paltrain.markdown import ABSENT, markdown_table
 from paltrain.model.audio_tokens import n_audio_tokens
 from paltrain.model.configuration import PalConfig
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
-ABSENT = "-"
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def write_card(
         version=__version__,
         code_version=last.get("code_version"),
         stages=stages,
-        stream_table=markdown(STREAM_HEADER, stream_rows(config)),
-        encoder_table=markdown(ENCODER_HEADER, _encoder_rows(config)),
-        stage_table=markdown(STAGE_HEADER, map(_stage_row, stages)),
+        stream_table=markdown_table(STREAM_HEADER, stream_rows(config)),
+        encoder_table=markdown_table(ENCODER_HEADER, _encoder_rows(config)),
+        stage_table=markdown_table(STAGE_HEADER, map(_stage_row, stages)),
         evaluations=evaluations,
     )
     card.save(folder / CARD_FILE)
@@ -120,15 +120,6 @@ def portable(path: str | Path) -> str:
     """
     text = str(path)
     return Path(text).name if Path(text).is_absolute() or text.startswith(("~", "$")) else text
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(map(_cell, cells)) + " |\n" for cells in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _card_data(
