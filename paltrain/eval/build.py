@@ -80,7 +80,11 @@ def evaluate_all(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluated:
-    """Every run of the configuration, and with `with_control` each of them deaf as well."""
+    """Every run of the configuration, and with `with_control` each of them deaf as well.
+
+    Raises:
+        ConfigError, ManifestError, ModelError, StoreError: as `plan_evaluations`.
+    """
     corpus, evaluations = plan_evaluations(config, with_control=with_control)
     scores = [
         _score(config, done.evaluation, done.file, seconds=done.seconds)
@@ -97,7 +101,11 @@ def evaluate_slice(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> list[SliceAnswered]:
-    """The questions of `config.slice`, of every run, in the slice's own folders."""
+    """The questions of `config.slice`, of every run, in the slice's own folders.
+
+    Raises:
+        ConfigError, ManifestError, ModelError, StoreError: as `plan_evaluations`.
+    """
     corpus, evaluations = plan_evaluations(config, with_control=with_control)
     slice_of = parse_slice(config.slice)
     return [
@@ -134,7 +142,14 @@ def merge_slices(
 
 
 def plan_evaluations(config: EvalConfig, *, with_control: bool) -> tuple[Corpus, list[Evaluation]]:
-    """The corpus, and what each run is asked, hearing and (with_control) deaf. Loads no model."""
+    """The corpus, and what each run is asked, hearing and (with_control) deaf. Loads no model.
+
+    Raises:
+        ConfigError: no run is named, or a stream's store is not known.
+        ManifestError: a manifest cannot be read, or no question is left to ask.
+        ModelError: a run has no exported model, or a bare LLM.
+        StoreError: a store is missing, torn, or another encoder's.
+    """
     if not config.runs:
         raise ConfigError("runs is empty: name at least one run folder or exported model")
     runs = [RunToEvaluate.find(run) for run in config.runs]

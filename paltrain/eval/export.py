@@ -42,7 +42,9 @@ def export_model(
     LoRA adapters into the weights; without, they stay beside them.
 
     Raises:
-        ModelError: there is no finished model, or `out` holds something already.
+        ModelError: there is no finished model, or it is a bare LLM; `out` holds something already;
+            it has no adapters to merge; `max_shard_size` is none; what was read back differs.
+        IncompleteError: scores for its card cannot be read.
     """
     if out.exists() and any(out.iterdir()):
         raise ModelError(f"{out} is not empty: name a new folder, or remove it first")
@@ -83,7 +85,12 @@ def without_adapters(model: PalModel) -> PalModel:
 
 
 def renew_card(run: str) -> Path:
-    """Write the card of a run's model again, with what was evaluated since; returns its path."""
+    """Write the card of a run's model again, with what was evaluated since; returns its path.
+
+    Raises:
+        ModelError: there is no finished model, or it is a bare LLM.
+        IncompleteError: scores cannot be read.
+    """
     found = RunToEvaluate.find(run)
     with torch.device("meta"):  # its sizes alone
         model = PalModel(model_config(found.model_folder))
@@ -105,7 +112,10 @@ def _check_equal(saved: PalModel, loaded: PalModel, folder: Path) -> None:
         name for name, value in saved.state_dict().items() if not torch.equal(value, theirs[name])
     ]
     if different:
-        raise ModelError(f"{folder} does not read back as saved: {', '.join(different[:5])}")
+        raise ModelError(
+            f"{folder} does not read back as saved ({', '.join(different[:5])}): is the disk "
+            "sound? export again"
+        )
 
 
 def _write_card(found: RunToEvaluate, model: PalModel, folder: Path, *, dtype: str) -> Path:

@@ -56,16 +56,19 @@ def choose_questions(
         ManifestError: no such split or task, or no question is left.
     """
     selector = Selector(corpus)
-    in_split = np.asarray(corpus.clip_split) == _number("split", split, corpus.splits)
+    in_split = np.asarray(corpus.clip_split) == _number("split=...", split, corpus.splits)
     selector.keep_clips(in_split, f"not of split '{split}'")
     if tasks is not None:
-        wanted = [_number("task", task, corpus.tasks) for task in tasks]
+        wanted = [_number("tasks=[...]", task, corpus.tasks) for task in tasks]
         selector.keep(np.isin(corpus.question_task, wanted), "not of the wanted tasks")
     _keep_heard(selector, corpus, streams)
     questions = np.flatnonzero(selector.kept)
     if not len(questions):
         told = "; ".join(f"{n} {why}" for why, n in selector.left_out.items())
-        raise ManifestError(f"no question is left to ask: {told or 'the manifests hold none'}")
+        raise ManifestError(
+            f"no question is left to ask: {told or 'the manifests hold none'}; choose another "
+            "split or further tasks, or make the features that are missing"
+        )
     if max_questions is not None and max_questions < len(questions):
         generator = np.random.Generator(np.random.Philox(seed))
         questions = np.sort(generator.choice(questions, max_questions, replace=False))
@@ -140,7 +143,9 @@ def _keep_heard(selector: Selector, corpus: Corpus, streams: Sequence[StreamFeat
             selector.keep(kept, why)
 
 
-def _number(kind: str, name: str, valid: Sequence[str]) -> int:
+def _number(word: str, name: str, valid: Sequence[str]) -> int:
+    """Of a split or task. word: says it."""
     if name not in valid:
-        raise ManifestError(unknown_name(kind, name, list(valid)))
+        kind = word.partition("=")[0].removesuffix("s")
+        raise ManifestError(f"{unknown_name(kind, name, list(valid))}; choose by {word}")
     return list(valid).index(name)

@@ -103,6 +103,11 @@ def open_streams(
     """Every stream's store, checked against the stamp that the model was trained with.
 
     given: stores that are not where training read them, by stream. Loads no model.
+
+    Raises:
+        ConfigError: a store is given for no stream of the model, or a stream's is not known.
+        ModelError: the model's configuration cannot be read, or is that of a bare LLM.
+        StoreError: a store is missing, torn, or another encoder's.
     """
     specs = model_config(run.model_folder).streams
     for name in given:

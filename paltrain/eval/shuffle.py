@@ -22,7 +22,10 @@ def derangement(n: int, *, seed: int) -> NDArray[np.int64]:
     Raises ManifestError for n = 1, which has none.
     """
     if n == 1:
-        raise ManifestError("The deaf control needs at least 2 clips with audio, but there is 1.")
+        raise ManifestError(
+            "the deaf control needs at least 2 clips with audio, but there is 1: leave "
+            "--with-control (shuffle_audio) out, or ask about more recordings"
+        )
     generator = np.random.Generator(np.random.Philox(seed))
     identity = np.arange(n)
     while True:

@@ -50,8 +50,8 @@ class ChatTemplate:
             )
         if tokenizer.eos_token is None:
             raise ModelError(
-                "the tokenizer has no end token (eos_token), which ends every answer: set eos_token "
-                "in its tokenizer_config.json"
+                "the tokenizer has no end token (eos_token), which ends every answer: set "
+                "eos_token in its tokenizer_config.json"
             )
 
     def render(self, turns: Turns, n_clips: int) -> RenderedQuestion:

@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +17,9 @@ from paltrain import PalModel, PalProcessor
 from paltrain.config.schema import EvalConfig
 from paltrain.data.index import Corpus
 from paltrain.data.shards import FeatureStore
-from paltrain.errors import ModelError, StoreError
-from paltrain.eval.build import evaluate_all, merge_slices
+from paltrain.errors import ManifestError, ModelError, StoreError
+from paltrain.eval.build import evaluate_all, merge_slices, plan_evaluations
+from paltrain.eval.questions import choose_questions
 from tests.eval.conftest import N_SCENES
 from tools import chat, export
 
@@ -64,6 +67,27 @@ def test_the_split_that_the_average_spectrum_is_fitted_on_is_not_scored_by_it(
 ) -> None:
     settings = config(world, tmp_path, split="train", max_questions=3)
     assert evaluate_all(settings, with_control=False, with_baseline=True).baseline is None
+
+
+def test_questions_that_cannot_be_chosen_say_which_word_chooses_others(
+    world: Path, tmp_path: Path
+) -> None:
+    def refused(**changes: Any) -> str:
+        with pytest.raises(ManifestError) as caught:
+            plan_evaluations(config(world, tmp_path, **changes), with_control=False)
+        return str(caught.value)
+
+    assert "unknown split 'tests' (did you mean 'test'?); valid: " in refused(split="tests")
+    assert refused(split="tests").endswith("; choose by split=...")
+    assert "unknown task 'describes' (did you" in refused(tasks=["describes"])
+    assert refused(tasks=["describes"]).endswith("; choose by tasks=[...]")
+
+    corpus = Corpus.open([world / "scenes/manifest.jsonl"])
+    lacking: Any = SimpleNamespace(name="mel", rows=np.full(corpus.n_clips, -1))
+    with pytest.raises(ManifestError, match="left to ask: .* choose another split or further ta"):
+        choose_questions(
+            corpus, split="test", tasks=None, streams=[lacking], max_questions=None, seed=0
+        )
 
 
 def test_an_interrupted_evaluation_goes_on_and_gives_the_same_answers(

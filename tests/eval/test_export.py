@@ -16,7 +16,7 @@ from paltrain.config.schema import EvalConfig
 from paltrain.errors import AudioError, ModelError
 from paltrain.eval.build import evaluate_all
 from paltrain.eval.chat import converse, start_conversation
-from paltrain.eval.export import export_model, without_adapters
+from paltrain.eval.export import _check_equal, export_model, without_adapters
 from paltrain.eval.runs import load_model
 from tests.model.conftest import mixed_batch
 from tests.model.forms import model_of
@@ -128,6 +128,14 @@ def test_adapters_stay_apart_unless_they_are_to_be_merged(
     torch.testing.assert_close(merged.text_logits(batch), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ModelError, match="no adapters to merge"):
         without_adapters(merged)
+
+
+def test_a_model_that_reads_back_otherwise_is_refused() -> None:
+    saved, read = model_of("lal"), model_of("lal")
+    with torch.no_grad():
+        read.get_input_embeddings().weight[0, 0] += 1
+    with pytest.raises(ModelError, match=r"as saved \(.*embed.*\): is the disk sound\? export"):
+        _check_equal(saved, read, Path("out"))
 
 
 def test_chat_answers_line_by_line(

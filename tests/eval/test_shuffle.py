@@ -26,5 +26,5 @@ def test_three_clips_meet_both_derangements() -> None:
 
 
 def test_one_clip_has_no_control() -> None:
-    with pytest.raises(ManifestError, match="at least 2 clips"):
+    with pytest.raises(ManifestError, match="at least 2 clips with audio, but there is 1: leave"):
         derangement(1, seed=0)
