@@ -73,12 +73,12 @@ def run(command: Sequence[str], log: IO[bytes] | None = None) -> int:
         end_all([process])
 
 
-def end_all(processes: Sequence[subprocess.Popen[bytes]], *, patience_s: float = SAVE_S) -> None:
-    """Tell the processes to stop, wait for them, and kill what is left (at once on a second
-    Ctrl-C)."""
+def end_all(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Tell the processes to stop, give them time to save, and kill what is left (at once on a
+    second Ctrl-C)."""
     try:
         _signal(processes, signal.SIGTERM)
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + SAVE_S
         while any(each.poll() is None for each in processes) and time.monotonic() < deadline:
             time.sleep(POLL_S)
     finally:

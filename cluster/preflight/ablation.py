@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.ablation.listing import JOB
 from cluster.folder import JobFolder
 from cluster.job import Job, Role
 from cluster.preflight.chain import Chain, Findings, Need
@@ -69,5 +70,5 @@ def _jobs_of(trial: Trial, job: Job) -> Iterator[Job]:
     for stage in trial.stages:
         folder = JobFolder(Path(stage.run.root, stage.run.name).absolute())
         yield Job(stage, folder, Role.run, job.profile, job.shape)
-    folder = JobFolder((trial.folder / "evaluation").absolute())
+    folder = JobFolder((trial.folder / JOB).absolute())
     yield Job(trial.evaluation, folder, Role.run, job.profile, job.shape)

@@ -64,11 +64,6 @@ def findings_of(jobs: Sequence[Job]) -> list[Findings]:
     return [*findings, together]
 
 
-def problems_of(jobs: Sequence[Job]) -> list[str]:
-    """Everything found, a sentence each: the job, then rule, actual value, remedy."""
-    return [f"{found.name}: {problem}" for found in findings_of(jobs) for problem in found.problems]
-
-
 def require(jobs: Sequence[Job]) -> None:
     """Raises ConfigError with everything that was found; warnings are logged."""
     findings = findings_of(jobs)

@@ -115,13 +115,14 @@ def token_f1(given: str, expected: str) -> float:
     return 2 * n_common / (len(ours) + len(theirs))
 
 
-def wilson_interval(n_correct: int, n: int, *, z: float = Z_95) -> tuple[float, float]:
-    """The Wilson score interval (https://doi.org/10.2307/2276774) of a share; (0, 1) for n = 0."""
+def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval (https://doi.org/10.2307/2276774) of a share; (0, 1) for
+    n = 0."""
     if n == 0:
         return 0.0, 1.0
-    share, z2 = n_correct / n, z * z
+    share, z2 = n_correct / n, Z_95**2
     centre = share + z2 / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    spread = Z_95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     low, high = (centre - spread) / (1 + z2 / n), (centre + spread) / (1 + z2 / n)
     return max(0.0, low), min(1.0, high)
 

@@ -17,7 +17,7 @@ import yaml
 from cluster.chain import read_chain
 from cluster.job import Job
 from cluster.preflight import child as child_module
-from cluster.preflight.check import findings_of, problems_of, report, require
+from cluster.preflight.check import findings_of, report, require
 from cluster.preflight.child import Child, key_of
 from paltrain.cli import config_parser, parse_config_arguments
 from paltrain.data.manifest import Clip, read_manifest, write_manifest
@@ -76,6 +76,11 @@ def jobs(*words: Any, cluster: str = "local") -> list[Job]:
     parser = config_parser("test")
     parser.set_defaults(nodes=None, gpus_per_node=None, cluster=cluster)
     return read_chain(parse_config_arguments(parser, [str(word) for word in words]))
+
+
+def problems_of(jobs: list[Job]) -> list[str]:
+    """Everything found, a sentence each, behind the job's name."""
+    return [f"{found.name}: {problem}" for found in findings_of(jobs) for problem in found.problems]
 
 
 def only_problem(*words: Any) -> str:
