@@ -173,7 +173,7 @@ def test_many_problems_stand_in_one_report(tmp_path, capsys):
         "absent.jsonl cannot be read: No such file or directory; tools/prepare_data.py makes one "
         "[two too]",
         "`hf download nobody/nothing`",
-        "model.attention_backend=flash_attn cannot be used: the package flash-attn is not inst",
+        "model.attention_backend=flash_attn cannot be used: the package flash-attn 2 is not in",
         "'nowhere' is neither a run in",
         "stream 'mel': no feature store in " + str(tmp_path / "no-store"),
         "there is no folder " + other["llm"],
