@@ -272,8 +272,10 @@ class FeatureStore:
         if self._cache and copy != shard:
             try:
                 return self._read_from(copy, row, into)
-            except StoreError:  # evicted just now, or damaged if the original is not
+            except StoreError as error:
                 self._read_from(shard, row, into)
+                if isinstance(error.__cause__, FileNotFoundError):  # it gave way just now
+                    return None
                 return self._cache.drop(shard)
         return self._read_from(shard, row, into)
 

@@ -266,6 +266,33 @@ def test_a_folder_that_goes_away_is_warned_of_once(
     assert "No such file or directory): going on" in record.message
 
 
+def test_a_copy_that_another_process_makes_again_meanwhile_is_kept(
+    folder: Path, open_with, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives way between being named and being opened, and is there again a moment later."""
+    store, cache = open_with()
+    bring(store, cache, 0)
+    shard, copy = shard_path(folder, 0), copies(folder)[shard_path(folder, 0).name]
+    content, named, read_from = copy.read_bytes(), cache.path_of, store._read_from
+
+    def gives_way(asked: Path) -> Path:
+        found = named(asked)
+        if asked == shard:
+            copy.unlink()
+        return found
+
+    def comes_back(path: Path, *rest: object) -> None:
+        if path == shard:
+            copy.write_bytes(content)
+        read_from(path, *rest)
+
+    monkeypatch.setattr(cache, "path_of", gives_way)
+    monkeypatch.setattr(store, "_read_from", comes_back)
+    assert_reads(store)
+    assert copy.read_bytes() == content
+    assert "was not what" not in caplog.text
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "emptied"])
 def test_a_damaged_copy_is_dropped_and_the_original_read(
     folder: Path, open_with, caplog: pytest.LogCaptureFixture, harm: str
