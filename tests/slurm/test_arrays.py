@@ -57,6 +57,7 @@ def n_starts(folder: JobFolder, task: int) -> int:
     return sum(line["event"] == "start" for line in lines)
 
 
+@pytest.mark.slurm_long
 def test_a_task_that_dies_is_requeued_alone_and_the_merge_waits_for_it(slurm, tmp_path, config):
     folder, _, merge = submit(tmp_path, config)
     (victim, *_) = wait_for(lambda: pids_of(slurm, "slice=1/3"), why="task 1")

@@ -63,6 +63,7 @@ def test_preempted_it_saves_and_goes_on_with_the_next_step(run):
     assert_no_step_lost_or_repeated(folder)
 
 
+@pytest.mark.slurm_long
 def test_a_killed_rank_ends_the_job_in_seconds_and_it_goes_on_from_the_last_checkpoint(
     slurm, tmp_path
 ):
