@@ -278,10 +278,12 @@ class PalModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
         Returns:
             (B, longest) int64, the new tokens only, in the order of `batch.leaves`. An answer also
-            ends at the LLM's last position; padding follows it, as behind an end token.
+            ends at the LLM's last position: padding follows it, as behind an end token (with
+            eos_token_id=None `transformers` pads nothing, and what follows is worth nothing).
 
         Raises:
-            ModelError: a prompt is longer than the LLM's positions.
+            ModelError: a prompt ends in a clip or is longer than the LLM's positions, or all are a
+                single text token.
         """
         prompts, last_tokens = without_last_tokens(batch)
         cache = self._fill_cache(prompts)
